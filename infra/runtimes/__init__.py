@@ -1,0 +1,1 @@
+"""Inference engines behind one `Session` protocol, one file each."""

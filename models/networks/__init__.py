@@ -1,0 +1,1 @@
+"""Torch modules of the network families, one file each."""

@@ -1,0 +1,1 @@
+"""Segmentation kernels (numpy and numba, without torch), written so that no result depends on the chunking."""

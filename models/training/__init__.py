@@ -1,0 +1,1 @@
+"""Samplers, augmentation, losses and the training loop (torch)."""

@@ -1,0 +1,1 @@
+"""Stages in order, run over the chunks of a volume with Ray Data."""
