@@ -1,0 +1,104 @@
+"""Training targets: affinities of a label volume, and the weights that mask and balance them.
+
+The nearest-neighbour channels are the primary task. Their targets come from labels whose boundaries were widened by
+`boundary_voxels` on either side, so that the whole membrane reads "not connected"; this separates thin neurites more
+clearly than a boundary without thickness. Long-range channels are the auxiliary task and use the labels as they are.
+
+References: K. Lee et al., arXiv:1706.00120 (long-range affinities as auxiliary task); J. Funke et al.,
+arXiv:1709.02974 (affinities on eroded labels).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.geometry import Triple
+
+NEAREST: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+"""Offsets of the three primary affinity channels."""
+
+
+def long_range_offsets(voxel_size_nm: tuple[float, float, float]) -> tuple[Triple, ...]:
+    """Auxiliary offsets: 3, 9, 27 within sections, and 2, 3, 4 across them where voxels are at least twice as deep.
+
+    For voxels that are near cubic, 3, 9 and 27 on every axis.
+    """
+    deep = voxel_size_nm[0] >= 2 * max(voxel_size_nm[1:])
+    steps_z = (2, 3, 4) if deep else (3, 9, 27)
+    return (
+        *((-step, 0, 0) for step in steps_z),
+        *((0, -step, 0) for step in (3, 9, 27)),
+        *((0, 0, -step) for step in (3, 9, 27)),
+    )
+
+
+def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.integer]:
+    """Return a copy of (z, y, x) labels in which voxels near another label are 0.
+
+    A voxel is cleared when one of its six neighbours differs; repeated `voxels` times. The volume's faces are no
+    boundary.
+    """
+    widened = labels.copy()
+    for _ in range(voxels):
+        boundary = np.zeros(labels.shape, bool)
+        for axis in range(3):
+            lower, upper = _pair(axis, 1)
+            differs = widened[upper] != widened[lower]
+            boundary[upper] |= differs
+            boundary[lower] |= differs
+        widened[boundary] = 0
+    return widened
+
+
+def affinity_targets(
+    labels: NDArray[np.integer], offsets: tuple[Triple, ...], *, boundary_voxels: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return affinities and their mask.
+
+    Parameters
+    ----------
+    labels
+        (z, y, x) integers; 0 is unlabelled and masks every edge that ends there.
+    offsets
+        One per channel, no positive component; channel c at p concerns p and p + offset.
+    boundary_voxels
+        Widening of boundaries (each side) for offsets of length one.
+
+    Returns
+    -------
+    targets, mask
+        float32 (len(offsets), z, y, x): 1 where both ends carry one label; mask 1 where the edge is known.
+    """
+    shape = (len(offsets), *labels.shape)
+    targets, mask = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    interior = widen_boundaries(labels, boundary_voxels)
+    for channel, offset in enumerate(offsets):
+        source = interior if offset in NEAREST else labels
+        here = tuple(slice(-step, None) if step else slice(None) for step in offset)
+        there = tuple(slice(None, step) if step else slice(None) for step in offset)
+        targets[channel][here] = (source[here] == source[there]) & (source[here] != 0)
+        mask[channel][here] = (labels[here] != 0) & (labels[there] != 0)
+    return targets, mask
+
+
+def balance_weights(
+    targets: NDArray[np.float32], mask: NDArray[np.float32], *, exponent: float, limit: float = 10.0
+) -> NDArray[np.float32]:
+    """Return per-edge weights that give both classes of a channel a more equal say.
+
+    A class that makes up the fraction f of a channel's known edges weighs (0.5 / f) ** exponent, at most `limit`;
+    exponent 0 leaves the classes as they are, 1 balances them fully. Masked edges weigh 0.
+    """
+    axes = (1, 2, 3)
+    known = np.maximum(mask.sum(axes, dtype=np.float64), 1.0)
+    positive = np.clip((targets * mask).sum(axes, dtype=np.float64) / known, 1e-6, 1 - 1e-6)
+    weigh_one = np.minimum((0.5 / positive) ** exponent, limit).astype(np.float32)[:, None, None, None]
+    weigh_zero = np.minimum((0.5 / (1 - positive)) ** exponent, limit).astype(np.float32)[:, None, None, None]
+    return mask * (targets * weigh_one + (1 - targets) * weigh_zero)
+
+
+def _pair(axis: int, step: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    lower, upper = [slice(None)] * 3, [slice(None)] * 3
+    lower[axis], upper[axis] = slice(None, -step), slice(step, None)
+    return tuple(lower), tuple(upper)
