@@ -1,0 +1,1 @@
+"""Graphs of traced neurites: cleaning, and later simple points and tubes."""
