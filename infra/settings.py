@@ -1,0 +1,26 @@
+"""Settings of the machine that petavoxel runs on, from environment variables that begin with `PETAVOXEL_`.
+
+A job's own options live in its configuration file; here is only what depends on where it runs.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Frozen settings; `Settings()` reads the environment, e.g. `PETAVOXEL_STORAGE_TIMEOUT_S=20`."""
+
+    model_config = SettingsConfigDict(env_prefix="PETAVOXEL_", frozen=True, extra="forbid")
+
+    storage_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds until an operation on one stored object is given up, retries included; large objects get more."""
+    storage_slowest_bytes_per_s: float = Field(default=1e6, gt=0)
+    """Every byte to move adds its time at this rate to the timeout, so slow links are not taken for dead ones."""
+    storage_anonymous: bool = False
+    """Read public buckets without credentials."""
+
+    def timeout_s(self, nbytes: int = 0) -> float:
+        """Seconds that moving `nbytes` bytes may take."""
+        return self.storage_timeout_s + nbytes / self.storage_slowest_bytes_per_s

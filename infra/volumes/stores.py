@@ -1,0 +1,179 @@
+"""The stores that volumes lie on: small objects, zarr stores and file systems, with time limits and our errors.
+
+A dead host must fail within about `Settings.storage_timeout_s`, and no store's own retry loop may keep a worker longer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec.asyn
+from fsspec import AbstractFileSystem
+
+from infra.settings import Settings
+from infra.volumes.failures import storage_errors
+from infra.volumes.location import Location
+from models.errors import InvalidVolume, RuntimeUnavailable
+
+
+def file_system(location: Location, settings: Settings, *, asynchronous: bool = False) -> AbstractFileSystem:
+    """The fsspec file system of a bucket or of memory, without listing caches and with bounded requests.
+
+    Raises `RuntimeUnavailable` where the installed s3fs is too old, `AccessDenied` where no credentials are found.
+    """
+    with storage_errors(str(location)):
+        if location.scheme == "gs":
+            return _google(settings, asynchronous)
+        if location.scheme == "s3":
+            return _amazon(settings, asynchronous)
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        return MemoryFileSystem()
+
+
+def _google(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
+    # The plain class: gcsfs's default subclass asks another service for the bucket's layout first, which took over two
+    # minutes per session where that service does not answer.
+    from aiohttp import ClientTimeout
+    from gcsfs.core import GCSFileSystem
+
+    anonymous = settings.storage_anonymous or bool(os.environ.get("STORAGE_EMULATOR_HOST"))
+    return GCSFileSystem(
+        token="anon" if anonymous else None,
+        asynchronous=asynchronous,
+        requests_timeout=ClientTimeout(total=settings.storage_timeout_s),
+        timeout=settings.storage_timeout_s,
+        use_listings_cache=False,
+    )
+
+
+def _amazon(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about old versions, which are refused below
+        from s3fs import S3FileSystem, __version__
+    if not S3FileSystem.async_impl:
+        raise RuntimeUnavailable(f"s3://: expected s3fs 2024 or newer, this environment has s3fs {__version__}")
+    return S3FileSystem(
+        anon=settings.storage_anonymous,
+        asynchronous=asynchronous,
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": min(10.0, settings.storage_timeout_s),
+            "read_timeout": settings.storage_timeout_s,
+            "retries": {"max_attempts": 2},
+        },
+    )
+
+
+class Objects:
+    """The objects below one location, as names to bytes; for metadata, not for voxels.
+
+    Every method raises `AccessDenied`, `StorageFailed` or `NotFound`, naming the object.
+    """
+
+    def __init__(self, location: Location, settings: Settings) -> None:
+        self.location = location
+        self._settings = settings
+        self._fs = None if location.scheme == "file" else file_system(location, settings)
+
+    def read(self, name: str = "") -> bytes | None:
+        """The bytes of an object, None where there is none."""
+        with storage_errors(self._where(name)):
+            try:
+                if self._fs is None:
+                    return Path(self._path(name)).read_bytes()
+                found: bytes = self._call("cat_file", self._path(name))
+                return found
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object whole: a reader sees the old bytes or the new ones."""
+        with storage_errors(self._where(name)):
+            if self._fs is None:
+                write_whole(Path(self._path(name)), data)
+            else:
+                self._call("pipe_file", self._path(name), data, nbytes=len(data))
+
+    def stamp(self, name: str = "") -> str:
+        """What changes when an object is replaced: size and time of a file, etag and generation in a bucket."""
+        with storage_errors(self._where(name)):
+            if self._fs is None:
+                status = os.stat(self._path(name))
+                return f"size={status.st_size} mtime_ns={status.st_mtime_ns} inode={status.st_ino}"
+            known = self._call("info", self._path(name))
+            keys = ("size", "generation", "etag", "ETag", "updated", "LastModified", "created")
+            return " ".join(f"{key}={known[key]}" for key in keys if known.get(key) is not None)
+
+    def occupied(self) -> bool:
+        """Whether anything lies at or below the location."""
+        with storage_errors(self._where("")):
+            if self._fs is None:
+                path = Path(self.location.path)
+                return any(path.iterdir()) if path.is_dir() else path.exists()
+            try:
+                return bool(self._call("ls", self.location.path, detail=False))
+            except FileNotFoundError:
+                return False
+
+    def names(self) -> list[str]:
+        """Names of the objects directly below the location, sorted; none where nothing is there."""
+        with storage_errors(self._where("")):
+            try:
+                if self._fs is None:
+                    return sorted(path.name for path in Path(self.location.path).iterdir() if path.is_file())
+                found = self._call("ls", self.location.path, detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+
+    def delete_all(self) -> None:
+        """Delete whatever lies at or below the location."""
+        with storage_errors(self._where("")):
+            path = Path(self.location.path)
+            if self._fs is not None:
+                self._call("rm", self.location.path, recursive=True, nbytes=1 << 32)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _path(self, name: str) -> str:
+        return f"{self.location.path}/{name}" if name else self.location.path
+
+    def _where(self, name: str) -> str:
+        return f"{self.location}/{name}" if name else str(self.location)
+
+    def _call(self, method: str, *args: Any, nbytes: int = 0, **kwargs: Any) -> Any:
+        fs = self._fs
+        if fs is None or not fs.async_impl:
+            return getattr(fs, method)(*args, **kwargs)
+        limit = self._settings.timeout_s(nbytes)
+        return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit, **kwargs)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a local file so that it is either absent, old or complete, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def local_path(location: Location, what: str) -> Path:
+    """The local path of a file; raises `InvalidVolume` on a bucket, where `what` cannot be read or written in place."""
+    if location.scheme != "file":
+        raise InvalidVolume(
+            f"{location}: {what} works on local files only, not on {location.scheme}://; copy the file here first, "
+            f"or convert it to zarr"
+        )
+    return Path(location.path)

@@ -1,0 +1,74 @@
+"""The zarr store behind zarr volumes: every operation is bounded in time and names the object that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, TypeVar
+
+from zarr.abc.store import ByteRequest, Store
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from infra.settings import Settings
+from infra.volumes.failures import translated
+from infra.volumes.location import Location
+from infra.volumes.stores import file_system
+from models.errors import StorageFailed
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+_T = TypeVar("_T")
+
+
+class GuardedStore(WrapperStore[Store]):
+    """A store whose operations end within the settings' time limit, with errors of our tree."""
+
+    def __init__(self, store: Store, settings: Settings | None = None) -> None:
+        super().__init__(store)
+        self._settings = settings or Settings()
+
+    def _with_store(self, store: Store) -> GuardedStore:
+        return GuardedStore(store, self._settings)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes of a key, None where there are none."""
+        return await self._guarded(key, self._store.get(key, prototype, byte_range))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a key."""
+        await self._guarded(key, self._store.set(key, value), len(value))
+
+    async def exists(self, key: str) -> bool:
+        """Whether a key is there."""
+        return await self._guarded(key, self._store.exists(key))
+
+    async def delete(self, key: str) -> None:
+        """Delete a key; one that is not there is none of our concern."""
+        await self._guarded(key, self._store.delete(key))
+
+    async def _guarded(self, key: str, operation: Awaitable[_T], nbytes: int = 0) -> _T:
+        limit = self._settings.timeout_s(nbytes)
+        try:
+            async with asyncio.timeout(limit):
+                return await operation
+        except TimeoutError as error:
+            raise StorageFailed(f"object {key}: the store did not answer within {limit:.0f} s") from error
+        except Exception as error:
+            raise translated(error, f"object {key}") from error
+
+
+def zarr_store(location: Location, settings: Settings, *, read_only: bool) -> GuardedStore:
+    """The guarded zarr store at a location."""
+    store: Store
+    if location.scheme == "file":
+        store = LocalStore(location.path, read_only=read_only)
+    else:
+        fs = file_system(location, settings, asynchronous=True)
+        if not fs.async_impl:
+            from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+            fs = AsyncFileSystemWrapper(fs, asynchronous=True)
+        path = f"/{location.path}" if location.scheme == "memory" else location.path
+        store = FsspecStore(fs, path=path, read_only=read_only)
+    return GuardedStore(store, settings)
