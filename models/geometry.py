@@ -18,6 +18,9 @@ VoxelSize = tuple[float, float, float]
 
 AXES = ("z", "y", "x")
 
+NEAREST: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+"""Offsets of the nearest-neighbour affinity channels, in channel order."""
+
 
 def triple(values: object, what: str, *, minimum: int | None = None) -> Triple:
     """Return three integers from a sequence, or say what was expected.

@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn import functional
 
 from models.errors import InvalidConfig, InvalidModel
-from models.geometry import VoxelSize
+from models.geometry import NEAREST, VoxelSize
 from models.networks.rsunet import RSUNet, RSUNetConfig
 from models.training.sampler import Batch, LabelledVolume, PatchSampler
-from models.training.targets import NEAREST, affinity_targets, balance_weights
+from models.training.targets import affinity_targets, balance_weights
 
 logger = logging.getLogger(__name__)
 

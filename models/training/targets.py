@@ -13,10 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.geometry import Triple
-
-NEAREST: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-"""Offsets of the three primary affinity channels."""
+from models.geometry import NEAREST, Triple
 
 
 def long_range_offsets(voxel_size_nm: tuple[float, float, float]) -> tuple[Triple, ...]:

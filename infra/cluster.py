@@ -1,0 +1,57 @@
+"""Joins a Ray cluster, or starts one for this process alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from models.errors import RuntimeUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+    """Connect to the Ray at `address`, or run an embedded one until the block ends.
+
+    The embedded Ray has a private temporary folder, so it neither finds nor disturbs another one on the host, and one
+    logical CPU more than `cpus` (default: all cores): Ray Data's own tasks need a place while actors hold the rest.
+
+    Raises `RuntimeUnavailable` where no cluster answers.
+    """
+    if ray.is_initialized():  # the process belongs to a cluster already, e.g. as the driver of a submitted job
+        yield
+        return
+    folder = None if address else tempfile.mkdtemp(prefix="pvx-")
+    try:
+        _start(address, cpus, folder)
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            os.environ.setdefault("RAY_TQDM", "0")
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=(cpus or os.cpu_count() or 1) + 1,
+                _temp_dir=folder,
+                object_store_memory=256 * 2**20,
+                **common,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RuntimeUnavailable(f"Ray {address or 'embedded'}: cannot start or connect ({error})") from error

@@ -1,0 +1,70 @@
+"""What is done: one marker per stage and chunk, written after the chunk's output is stored.
+
+A marker holds the stage's key (a digest of everything that decides the output: input identity, configuration, model) and
+the output's checksum. A chunk is done when its marker's key is the one asked for, so a rerun redoes what is missing or was
+made with something else. Markers, not the existence of outputs, say what is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.objects import Folder
+from models.errors import StorageFailed
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Markers of the stage `stage` whose outputs are decided by `key`, below `folder`/progress/`stage`."""
+
+    folder: Folder
+    stage: str
+    key: str
+
+    def mark(self, chunk: str, *, checksum: str, report: dict[str, Any]) -> None:
+        """Say that `chunk` is done; `report` holds figures such as seconds and tries."""
+        self._markers.write_json(f"{chunk}.json", {"key": self.key, "checksum": checksum, **report})
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Markers by chunk, only those made under this key; a damaged marker counts as not done."""
+        names = [name for name in self._markers.names() if name.endswith(".json")]
+        with ThreadPoolExecutor(16) as readers:
+            markers = readers.map(self._read, names)
+            return {
+                name.removesuffix(".json"): marker
+                for name, marker in zip(names, markers, strict=True)
+                if marker.get("key") == self.key
+            }
+
+    @property
+    def _markers(self) -> Folder:
+        return self.folder / "progress" / self.stage
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return self._markers.read_json(name)
+        except StorageFailed:
+            return {}
+
+
+def digest(*parts: object) -> str:
+    """A short, stable digest of JSON-able parts: what keys are made of."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def checksum(arrays: Iterable[NDArray[Any]]) -> str:
+    """A checksum of arrays, their shapes and dtypes, independent of memory layout."""
+    sums = hashlib.blake2b(digest_size=12)
+    for array in arrays:
+        sums.update(f"{array.dtype.str}{array.shape}".encode())
+        sums.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    return sums.hexdigest()

@@ -1,0 +1,115 @@
+"""Small objects below one prefix: JSON, Parquet tables and array bundles, on a disk or a bucket.
+
+A `Folder` is to files what a volume is to voxels: it names the place in errors, gives up in bounded time, and never shows a
+reader half an object (local files are moved into place, buckets put whole objects).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from infra.settings import Settings
+from infra.volumes.failures import storage_errors
+from infra.volumes.location import Location
+from infra.volumes.stores import Objects
+from models.errors import NotFound, StorageFailed
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A prefix of a store; `url` is a local path, or gs://, s3:// or memory:// with a path. Picklable."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", str(Location.parse(self.url)))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url}/{name}")
+
+    def at(self, name: str) -> str:
+        """The URL of `name` below this folder."""
+        return f"{self.url}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        """Store `content` as one object; a reader sees what was there before or all of it."""
+        self._objects().write(name, content)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one object; raises `NotFound` where there is none."""
+        content = self._objects().read(name)
+        if content is None:
+            raise NotFound(f"{self.at(name)}: not there")
+        return content
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there; a store that cannot be asked is an error, not a no."""
+        return self._objects().read(name) is not None
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the objects directly below `prefix`, sorted; none where nothing is there."""
+        return self._objects(prefix).names()
+
+    def occupied(self) -> bool:
+        """Whether anything lies below this folder."""
+        return self._objects().occupied()
+
+    def remove(self, name: str) -> None:
+        """Delete an object, or everything below a name; nothing happens where nothing is."""
+        below = self._objects(name)
+        if below.occupied() or below.read() is not None:
+            below.delete_all()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Store a JSON object, keys sorted, so that equal content has equal bytes."""
+        self.write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object; raises `StorageFailed` where it is damaged."""
+        try:
+            content = json.loads(self.read(name))
+        except ValueError as error:
+            raise StorageFailed(f"{self.at(name)}: damaged JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise StorageFailed(f"{self.at(name)}: expected a JSON object, got {type(content).__name__}")
+        return content
+
+    def write_table(self, name: str, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+        """Store 1D arrays of one length as a Parquet table; `metadata` becomes the schema's."""
+        table = pa.table({key: pa.array(column) for key, column in columns.items()})
+        sink = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(dict(metadata or {})), sink, compression="zstd")
+        self.write(name, sink.getvalue())
+
+    def read_table(self, name: str) -> Arrays:
+        """Read a Parquet table as 1D arrays."""
+        content = self.read(name)
+        with storage_errors(self.at(name)):
+            table = pq.read_table(io.BytesIO(content))
+            return {key: table.column(key).to_numpy() for key in table.column_names}
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Store named arrays as one `.npz` (never pickled)."""
+        sink = io.BytesIO()
+        np.savez_compressed(sink, allow_pickle=False, **arrays)
+        self.write(name, sink.getvalue())
+
+    def read_arrays(self, name: str) -> Arrays:
+        """Read what `write_arrays` wrote."""
+        content = self.read(name)
+        with storage_errors(self.at(name)), np.load(io.BytesIO(content), allow_pickle=False) as bundle:
+            return {key: bundle[key] for key in bundle.files}
+
+    def _objects(self, name: str = "") -> Objects:
+        return Objects(Location.parse(self.at(name) if name else self.url), Settings())

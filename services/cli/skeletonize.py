@@ -1,0 +1,26 @@
+"""`petavoxel skeletonize`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from services.cli.segment import print_summary
+
+
+def skeletonize(
+    segmentation: Annotated[str, typer.Argument(help="URL of a label volume (z, y, x) that knows its voxel size.")],
+    out: Annotated[str, typer.Argument(help="Output prefix: swc/ID.swc and precomputed/.")],
+    box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume.")] = None,
+    dust: Annotated[int, typer.Option(help="Segments below this many voxels are left out.", min=0)] = 1000,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
+) -> None:
+    """Trace the centre lines of all segments, in nm."""
+    from infra.cluster import cluster
+    from services.pipelines.skeletonize import skeletonize as run
+    from services.stages.skeletonize import SkeletonOptions
+
+    with cluster(address):
+        summary = run(segmentation, out, options=SkeletonOptions(dust_voxels=dust), box=box)
+    print_summary(summary)

@@ -1,0 +1,29 @@
+"""`petavoxel train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.errors import RuntimeUnavailable
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The recipe, a YAML file; see models/zoo/*/train.yaml.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run; a run that is there goes on.")],
+    data: Annotated[Path, typer.Option(help="Folder that relative volume paths in CONFIG start from.")] = Path(),
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; default all cores.", min=1)] = None,
+) -> None:
+    """Train a network: checkpoint, configuration and TensorBoard logs in OUT."""
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeUnavailable(f"training needs the extra 'train': pip install 'petavoxel[train]' ({error})") from error
+    from services.training import TrainConfig
+    from services.training import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    print(run(TrainConfig.read(config), out, data))

@@ -1,0 +1,211 @@
+"""`petavoxel segment`: an image of any size to supervoxels, segments and skeletons.
+
+::
+
+    image → predict → watershed → seams → agglomerate → relabel → pyramid → skeletons
+            (chunk)   (chunk)     (chunk)  (once)        (chunk)   (chunk)   (chunk, bucket)
+
+Every stage reads and writes below the output prefix and marks its chunks in the ledger, so a run that was interrupted
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infra.ledger import digest
+from infra.objects import Folder
+from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, open_volume
+from models.catalog import Model, find_model
+from models.errors import InvalidInput, InvalidVolume, RunConflict
+from models.geometry import NEAREST, Box, Chunk, ChunkGrid, Triple, VoxelSize, triple
+from services.pipelines.skeletonize import trace_and_join
+from services.pipelines.stage import Summary, inference, inference_threads, plain, run_stage
+from services.predict import Predictor
+from services.run import Run, SegmentOptions, stage_keys
+from services.stages.agglomerate import agglomerate
+from services.stages.predict import predict
+from services.stages.pyramid import pyramid, pyramid_factors
+from services.stages.relabel import relabel
+from services.stages.seams import seams
+from services.stages.skeletonize import large_segments
+from services.stages.skeletons import SkeletonJob
+from services.stages.watershed import watershed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `petavoxel segment` was asked for.
+
+    `box` is in voxels of the image; `chunk` None lets the patch plan decide; `any_voxel_size` lets a network run on
+    voxels that it was not trained for; `voxel_size_nm` supplies what the image does not say.
+    """
+
+    image: str
+    out: str
+    model: str
+    options: SegmentOptions
+    box: str | None = None
+    chunk: Triple | None = None
+    any_voxel_size: bool = False
+    voxel_size_nm: VoxelSize | None = None
+
+
+def segment(request: Request) -> Summary:
+    """Run the pipeline on the Ray that this process belongs to, and return what each stage did.
+
+    Raises `NotFound`, `InvalidVolume`, `InvalidModel` for input that cannot be used, `RunConflict` where the output
+    prefix holds another run, `ChunkFailed` where chunks failed repeatedly.
+    """
+    run, description = prepare(request)
+    summary = Summary()
+    if run.folder.exists("progress/complete.json"):
+        logger.info("%s: finished already", run.out)
+        run.folder.remove("work")
+        return summary
+    factors = pyramid_factors(run.domain.shape, run.voxel_size_nm)
+    _create_arrays(run, factors)
+    run_stage(run.ledger("predict"), run.grid, predict, (run,), inference(run.threads), summary)
+    run_stage(run.ledger("watershed"), run.grid, watershed, (run,), plain(), summary)
+    run_stage(run.ledger("seams"), run.grid, seams, (run,), plain(), summary)
+    whole = Chunk((0, 0, 0), run.domain)
+    run_stage(run.ledger("agglomerate"), [whole], agglomerate, (run,), plain(), summary)
+    run_stage(run.ledger("relabel"), run.grid, relabel, (run,), plain(), summary)
+    for level, factor in enumerate(factors, start=1):
+        coarse = ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape)
+        run_stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor), plain(), summary)
+    if run.options.skeletons is not None:
+        _skeletonize(run, summary)
+    run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
+    run.folder.write_json("progress/complete.json", {"key": description["key"]})
+    run.folder.remove("work")
+    return summary
+
+
+def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
+    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet."""
+    model = find_model(request.model)
+    image = open_volume(request.image, voxel_size_nm=request.voxel_size_nm)
+    voxel_size = _check_image(image, model, request.any_voxel_size)
+    domain = Box.parse(request.box) if request.box else image.box
+    if not image.box.contains(domain) or domain.size == 0:
+        raise InvalidInput(f"box: expected voxels within the image's {image.box}, got {domain}")
+    options, threads = request.options, inference_threads()
+    predictor = Predictor(request.model, runtime=options.runtime, precision=options.precision, threads=threads)
+    chunk_shape = triple(request.chunk or predictor.plan(image.info.shape).chunk_shape, "chunk", minimum=8)
+    options = options.model_copy(update={"runtime": predictor.runtime, "precision": predictor.precision})
+    source = {
+        "image": image.url,
+        "image_identity": image.identity(),
+        "box": str(domain),
+        "model": {"name": model.card.name, "version": model.card.version, "sha256": model.card.file.sha256},
+        "patches": str(predictor.plan(image.info.shape)),
+    }
+    keys = stage_keys(source, options, chunk_shape, pyramid_factors(domain.shape, voxel_size))
+    run = Run(
+        image=request.image,
+        out=Folder(request.out).url,
+        model=str(model.folder),
+        model_name=model.card.name,
+        model_sha256=model.card.file.sha256,
+        voxel_size_nm=voxel_size,
+        offset_voxels=image.info.offset_voxels,
+        volume_shape=image.info.shape,
+        domain=domain,
+        chunk_shape=chunk_shape,
+        threads=threads,
+        options=options,
+        keys=keys,
+    )
+    description = {
+        **source,
+        "key": digest("segment", keys),
+        "voxel_size_nm": list(voxel_size),
+        "offset_voxels": list(image.info.offset_voxels),
+        "chunk_shape": list(chunk_shape),
+        "options": options.model_dump(mode="json"),
+        "versions": {name: importlib.metadata.version(name) for name in ("petavoxel", "ray", "numpy", "openvino")},
+    }
+    _claim(run.folder, description)
+    return run, description
+
+
+def _check_image(image: Volume, model: Model, any_voxel_size: bool) -> VoxelSize:
+    info = image.info
+    if info.channels is not None:
+        raise InvalidVolume(f"{image.url}: expected an image (z, y, x), got {info.channels} channels")
+    model.card.normalisation.check_dtype(info.dtype)
+    if info.voxel_size_nm is None:
+        raise InvalidVolume(
+            f"{image.url}: its voxel size is not known; say it with --voxel-size, "
+            f"the model {model.card.name} was trained for {model.card.voxel_size_nm} nm"
+        )
+    if not any_voxel_size:
+        model.card.check_voxel_size(info.voxel_size_nm)
+    return info.voxel_size_nm
+
+
+def _claim(folder: Folder, description: dict[str, Any]) -> None:
+    if not folder.exists("run.json"):
+        if folder.occupied():
+            raise RunConflict(f"{folder.url}: expected an empty output prefix or one of a run, there is something else")
+        folder.write_json("run.json", description)
+        return
+    held = folder.read_json("run.json")
+    if held.get("key") != description["key"]:
+        different = [name for name in description if name not in ("key", "versions") and held.get(name) != description[name]]
+        raise RunConflict(
+            f"{folder.url}: holds another run; different: {', '.join(different) or 'the pipeline'}. Choose another OUT, "
+            f"or delete this one"
+        )
+
+
+def _create_arrays(run: Run, factors: tuple[Triple, ...]) -> None:
+    z, y, x = (a + b for a, b in zip(run.offset_voxels, run.domain.start, strict=True))
+
+    def info(dtype: str, **extra: Any) -> VolumeInfo:
+        return VolumeInfo(
+            shape=run.domain.shape,
+            dtype=np.dtype(dtype),
+            voxel_size_nm=run.voxel_size_nm,
+            offset_voxels=(z, y, x),
+            chunk_shape=run.storage_chunk(),
+            attributes={"model": run.model_name, "model_sha256": run.model_sha256},
+            **extra,
+        )
+
+    create_volume(
+        run.folder.at("affinities.zarr"), info("uint8", channels=3, affinity_offsets=NEAREST), exists="reuse"
+    )
+    create_volume(run.folder.at("work/fragments.zarr"), info("uint64"), exists="reuse")
+    create_volume(run.folder.at("supervoxels.zarr"), info("uint64"), exists="reuse")
+    create_pyramid(run.folder.at("segmentation.zarr"), info("uint64"), factors, exists="reuse")
+
+
+def _skeletonize(run: Run, summary: Summary) -> None:
+    options = run.options.skeletons
+    if options is None:
+        return
+    segmentation = run.volume("segmentation.zarr")
+    job = SkeletonJob(
+        segmentation=run.folder.at("segmentation.zarr"),
+        domain=segmentation.box,
+        voxel_size_nm=run.voxel_size_nm,
+        offset_voxels=segmentation.info.offset_voxels,
+        options=options,
+        out=run.folder.at("skeletons"),
+        work=run.work.at("skeletons"),
+        ledgers=run.out,
+        key=run.keys["skeletonize"],
+    )
+    table = run.folder.read_table("agglomeration/segments.parquet")
+    large = large_segments(table["segment"], table["voxels"], options)
+    Folder(job.work).write_table("large.parquet", {"segment": large})
+    trace_and_join(job, summary)

@@ -1,0 +1,152 @@
+"""One run of a pipeline: what goes in, where it comes out, and what decides each stage's output.
+
+A `Run` travels to every worker, so it holds descriptions only: URLs, boxes, options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infra.ledger import Ledger, digest
+from infra.objects import Folder
+from infra.volumes import Volume, open_volume
+from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
+from services.stages.skeletonize import SkeletonOptions
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class WatershedOptions(BaseModel):
+    """Affinities, 0 to 1, up to which voxels stay apart (`low`) and from which they always join (`high`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    low: Fraction = 0.0
+    high: Annotated[float, Field(ge=0, le=1.01)] = 0.99
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WatershedOptions:
+        if self.low > self.high:
+            raise ValueError(f"low must not exceed high, got {self.low} and {self.high}")
+        return self
+
+
+class AgglomerationOptions(BaseModel):
+    """How supervoxels become segments.
+
+    Basins below `basin_voxels` join their neighbour of largest affinity if that is at least `basin_affinity`; then
+    pairs merge in the order of their mean affinity down to `threshold`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    basin_voxels: Annotated[int, Field(ge=0)] = 50
+    basin_affinity: Fraction = 0.0
+    threshold: Fraction = 0.5
+
+
+class SegmentOptions(BaseModel):
+    """Everything besides image and model that decides the result of `petavoxel segment`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    runtime: Literal["auto", "openvino", "tensorrt", "torch"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    augment: bool = False
+    watershed: WatershedOptions = WatershedOptions()
+    agglomeration: AgglomerationOptions = AgglomerationOptions()
+    skeletons: SkeletonOptions | None = SkeletonOptions()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A segmentation run; picklable.
+
+    `domain` is the box that is segmented, in voxels of the image; arrays of the run begin at its start. `keys` holds per
+    stage the digest of all that decides the stage's output.
+    """
+
+    image: str
+    out: str
+    model: str
+    model_name: str
+    model_sha256: str
+    voxel_size_nm: VoxelSize
+    offset_voxels: Triple
+    volume_shape: Triple
+    domain: Box
+    chunk_shape: Triple
+    threads: int
+    options: SegmentOptions
+    keys: dict[str, str]
+
+    @property
+    def folder(self) -> Folder:
+        """The output prefix."""
+        return Folder(self.out)
+
+    @property
+    def work(self) -> Folder:
+        """What only the running pipeline needs; removed when it has finished."""
+        return self.folder / "work"
+
+    @property
+    def grid(self) -> ChunkGrid:
+        """The chunks, in voxels of the image."""
+        return ChunkGrid(self.domain, self.chunk_shape)
+
+    def local(self, box: Box) -> Box:
+        """A box of the image in coordinates of the run's arrays."""
+        z, y, x = self.domain.start
+        return box.shifted((-z, -y, -x))
+
+    def volume(self, name: str, *, writable: bool = False, level: int = 0) -> Volume:
+        """Open an array of this run."""
+        return open_volume(self.folder.at(name), "r+" if writable else "r", level=level)
+
+    def ledger(self, stage: str) -> Ledger:
+        """The markers of a stage."""
+        return Ledger(self.folder, stage, self.keys[stage])
+
+    def storage_chunk(self) -> Triple:
+        """Extent of the pieces that arrays are stored in: it divides the chunk, so that no two workers share a piece."""
+        z, y, x = (_piece(extent) for extent in self.chunk_shape)
+        return z, y, x
+
+
+def stage_keys(source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple, split: tuple[Triple, ...]) -> dict[str, str]:
+    """Keys of the stages, each from its own options and the keys of the stages before it.
+
+    `source` describes image, box and model; `split` the pyramid's factors.
+    """
+    predict = digest("predict", source, options.runtime, options.precision, options.augment, chunk_shape)
+    watershed = digest("watershed", predict, options.watershed.model_dump())
+    agglomerate = digest("agglomerate", watershed, options.agglomeration.model_dump())
+    skeletons = options.skeletons.model_dump() if options.skeletons else None
+    keys = {
+        "predict": predict,
+        "watershed": watershed,
+        "seams": digest("seams", watershed),
+        "agglomerate": agglomerate,
+        "relabel": digest("relabel", agglomerate),
+        "skeletonize": digest("skeletonize", agglomerate, skeletons),
+    }
+    for level in range(1, len(split) + 1):
+        keys[f"pyramid_{level}"] = digest("pyramid", agglomerate, split[:level])
+    return keys
+
+
+def chunk_before(grid: ChunkGrid, chunk: Chunk, axis: int) -> Chunk | None:
+    """The neighbour across the chunk's lower face on `axis`, None at the grid's edge."""
+    if chunk.index[axis] == 0:
+        return None
+    index = list(chunk.index)
+    index[axis] -= 1
+    return grid.chunk((index[0], index[1], index[2]))
+
+
+def _piece(extent: int) -> int:
+    if extent <= 64:
+        return extent
+    divisors = [d for d in range(16, 65) if extent % d == 0]
+    return divisors[-1] if divisors else extent

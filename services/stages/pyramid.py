@@ -1,0 +1,45 @@
+"""One level of a label pyramid from the level below it, by the most frequent label."""
+
+from __future__ import annotations
+
+import numpy as np
+import tinybrain
+
+from infra.chunk_map import ChunkFunction, Report
+from infra.ledger import checksum
+from models.geometry import Box, Chunk, Triple, VoxelSize
+from services.run import Run
+
+
+def pyramid_factors(shape: Triple, voxel_size_nm: VoxelSize) -> tuple[Triple, ...]:
+    """Factors z, y, x between neighbouring levels, until the coarsest fits 128 voxels; coarse axes wait for fine ones."""
+    factors: list[Triple] = []
+    extent, size = list(shape), list(voxel_size_nm)
+    while max(extent) > 128 and len(factors) < 12:
+        z, y, x = (2 if size[axis] < 1.5 * min(size) and extent[axis] > 1 else 1 for axis in range(3))
+        factors.append((z, y, x))
+        extent = [-(-n // f) for n, f in zip(extent, (z, y, x), strict=True)]
+        size = [n * f for n, f in zip(size, (z, y, x), strict=True)]
+    return tuple(factors)
+
+
+def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:
+    """The function that fills chunks of `level` of `segmentation.zarr` from `level` - 1; chunks are boxes of the level."""
+    finer = run.volume("segmentation.zarr", level=level - 1)
+    coarser = run.volume("segmentation.zarr", writable=True, level=level)
+    ledger = run.ledger(f"pyramid_{level}")
+
+    def apply(chunk: Chunk) -> Report:
+        box = chunk.box
+        start, stop = (tuple(a * f for a, f in zip(corner, factor, strict=True)) for corner in (box.start, box.stop))
+        source = Box(start, stop).intersection(finer.box)  # type: ignore[arg-type]
+        labels = finer.read(source)
+        pad = [(0, b * f - n) for b, f, n in zip(box.shape, factor, labels.shape, strict=True)]
+        padded = np.pad(labels, pad, mode="edge")
+        (small,) = tinybrain.downsample_segmentation(np.asfortranarray(padded), factor=factor, num_mips=1)
+        small = np.ascontiguousarray(small).reshape(box.shape)
+        coarser.write(box, small)
+        ledger.mark(chunk.name, checksum=checksum([small]), report={"box": str(box)})
+        return {}
+
+    return apply

@@ -1,0 +1,44 @@
+"""Affinities → fragments, the region graph inside the chunk, and what the chunk's lower faces join."""
+
+from __future__ import annotations
+
+from infra.chunk_map import ChunkFunction, Report
+from infra.ledger import checksum
+from models.geometry import Chunk
+from models.segmentation.region_graph import region_graph, segment_sizes
+from models.segmentation.watershed import watershed_chunk
+from services.run import Run
+from services.stages.graph_tables import write_graph
+
+HALO = (1, 1, 1)
+
+
+def watershed(run: Run) -> ChunkFunction:
+    """The stage's function."""
+    options = run.options.watershed
+    low, high = max(1, round(255 * options.low)), round(255 * options.high)
+    affinities = run.volume("affinities.zarr")
+    fragments = run.volume("work/fragments.zarr", writable=True)
+    ledger = run.ledger("watershed")
+
+    def apply(chunk: Chunk) -> Report:
+        read_box = chunk.box.grown(HALO).intersection(run.domain)
+        values = affinities.read(run.local(read_box))
+        found = watershed_chunk(values, read_box, chunk.box, run.domain, run.volume_shape, low=low, high=high)
+        inner = values[(slice(None), *chunk.box.slices(read_box.start))]
+        graph = region_graph(inner, found.fragments)
+        ids, sizes = segment_sizes(found.fragments)
+        faces = {
+            f"{kind}_{axis}": getattr(face, kind)
+            for axis, face in enumerate(found.faces)
+            if face is not None
+            for kind in ("joined", "affinity")
+        }
+        fragments.write(run.local(chunk.box), found.fragments)
+        write_graph(run.work, f"graph/{chunk.name}.parquet", graph)
+        run.work.write_table(f"sizes/{chunk.name}.parquet", {"id": ids, "voxels": sizes})
+        run.work.write_arrays(f"faces/{chunk.name}.npz", faces)
+        ledger.mark(chunk.name, checksum=checksum([found.fragments]), report={"box": str(chunk.box)})
+        return {"fragments": int(ids.size), "edges": len(graph)}
+
+    return apply

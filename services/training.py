@@ -1,0 +1,155 @@
+"""`petavoxel train`: one typed configuration from data to checkpoint.
+
+The run folder holds `config.yaml` (what was asked), `last.pt` (resumed from when the command is given again), and
+TensorBoard logs under `logs/`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from infra.volumes import open_volume
+from models.errors import InvalidConfig, InvalidVolume, NotFound, RunConflict
+from models.geometry import NEAREST, Box, Triple, VoxelSize
+from models.networks.rsunet import RSUNetConfig
+from models.training.augmentation import AugmentationOptions
+from models.training.loop import LoopOptions, Trainer
+from models.training.sampler import LabelledVolume, PatchSampler
+from models.training.targets import long_range_offsets
+
+logger = logging.getLogger(__name__)
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+_Augmentation = pydantic_dataclass(AugmentationOptions, config=ConfigDict(extra="forbid"))
+_Loop = pydantic_dataclass(LoopOptions, config=ConfigDict(extra="forbid"))
+
+
+class VolumeConfig(BaseModel):
+    """An image and its labels (volume URLs, relative ones below the data folder), and which box of them is used."""
+
+    model_config = _STRICT
+    image: str
+    labels: str
+    box: str | None = None
+
+
+class NetworkConfig(BaseModel):
+    """A preset of the residual symmetric U-Net and its widths."""
+
+    model_config = _STRICT
+    preset: Literal["isotropic", "anisotropic"]
+    widths: tuple[int, ...]
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a training run; see the recipes in `models/zoo` for examples."""
+
+    model_config = _STRICT
+    name: str
+    voxel_size_nm: VoxelSize
+    train: Annotated[tuple[VolumeConfig, ...], Field(min_length=1)]
+    validation: tuple[VolumeConfig, ...] = ()
+    network: NetworkConfig
+    auxiliary: bool = True
+    boundary_voxels: Annotated[int, Field(ge=0)] = 1
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    patch: Triple = (64, 64, 64)
+    seed: int = 0
+    augmentation: _Augmentation = Field(default_factory=_Augmentation)  # type: ignore[valid-type]
+    loop: _Loop  # type: ignore[valid-type]
+
+    @classmethod
+    def read(cls, path: Path) -> TrainConfig:
+        """Read YAML; raises `NotFound` or `InvalidConfig` with one line per wrong key."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except OSError as error:
+            raise NotFound(f"{path}: cannot read the configuration ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise InvalidConfig(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+            raise InvalidConfig(f"{path}: {wrong}") from error
+
+    @property
+    def offsets(self) -> tuple[Triple, ...]:
+        """Affinity offsets per channel: the nearest neighbours, then the auxiliary ones."""
+        return NEAREST + (long_range_offsets(self.voxel_size_nm) if self.auxiliary else ())
+
+    def trainer(self, data: Path) -> Trainer:
+        """The trainer at its first step, with the training volumes in memory."""
+        preset = RSUNetConfig.isotropic if self.network.preset == "isotropic" else RSUNetConfig.anisotropic
+        sampler = PatchSampler(
+            self._volumes(self.train, data), self.offsets, self.patch, self.augmentation, self.boundary_voxels,
+            self.balance, self.seed,
+        )
+        return Trainer(preset(len(self.offsets), self.network.widths), sampler, self.loop)
+
+    def validation_volumes(self, data: Path) -> tuple[LabelledVolume, ...]:
+        """The validation volumes, in memory."""
+        return self._volumes(self.validation, data)
+
+    def _volumes(self, configs: tuple[VolumeConfig, ...], data: Path) -> tuple[LabelledVolume, ...]:
+        return tuple(_load(config, data, self.voxel_size_nm) for config in configs)
+
+
+def train(config: TrainConfig, folder: Path, data: Path) -> Path:
+    """Train, or go on training, in `folder`; returns the checkpoint's path.
+
+    Raises `RunConflict` where the folder holds a run with another configuration; a changed number of steps or other
+    loop option is allowed, and takes effect from the step reached.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "last.pt"
+    _claim(config, folder)
+    trainer = config.trainer(data)
+    if checkpoint.exists():
+        trainer.resume(checkpoint)
+        logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
+    provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    validation = config.validation_volumes(data)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with SummaryWriter(str(folder / "logs")) as board, Progress(*columns) as bar:
+        task = bar.add_task(config.name, total=config.loop.steps, completed=trainer.step)
+        for progress in trainer.run(validation):
+            bar.update(task, completed=progress.step, description=f"{config.name} loss {progress.loss:.3f}")
+            board.add_scalar("loss/all", progress.loss, progress.step)
+            board.add_scalar("loss/nearest", progress.primary_loss, progress.step)
+            board.add_scalar("learning_rate", progress.learning_rate, progress.step)
+            for name, value in (progress.validation or {}).items():
+                board.add_scalar(f"validation/{name}", value, progress.step)
+            if progress.step % config.loop.checkpoint_every == 0 or progress.step == config.loop.steps:
+                trainer.save(checkpoint, config.voxel_size_nm, provenance)
+    return checkpoint
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Store the configuration, or check that the folder's is the same but for the loop."""
+    path = folder / "config.yaml"
+    asked = config.model_dump(mode="json")
+    if path.exists():
+        held = yaml.safe_load(path.read_text())
+        different = sorted(key for key in asked.keys() | held.keys() if asked.get(key) != held.get(key))
+        if set(different) - {"loop"}:
+            raise RunConflict(f"{folder}: holds a run with another configuration; different: {', '.join(different)}")
+    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+
+
+def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> LabelledVolume:
+    arrays = []
+    for url in (config.image, config.labels):
+        absolute = url if "://" in url or Path(url).is_absolute() else str(data / url)
+        volume = open_volume(absolute)
+        stored = volume.info.voxel_size_nm
+        if stored is not None and any(abs(a - b) > 0.01 * b for a, b in zip(stored, voxel_size_nm, strict=True)):
+            raise InvalidVolume(f"{absolute}: voxel size is {stored} nm, the configuration says {voxel_size_nm}")
+        arrays.append(volume.read(Box.parse(config.box) if config.box else volume.box))
+    return LabelledVolume(arrays[0], arrays[1], voxel_size_nm)
