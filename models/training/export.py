@@ -1,0 +1,267 @@
+"""From a checkpoint to a model that ships: `model.onnx` and its card.
+
+The exported network takes the normalised image and returns probabilities of the nearest-neighbour channels. Batch
+normalisation is folded into the convolutions, which keep their names, so the weights can be read back by name. Nothing
+is written unless an engine that runs the file agrees with torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.catalog import (
+    CARD_NAME,
+    Architecture,
+    Model,
+    ModelCard,
+    ModelFile,
+    Normalisation,
+    Output,
+    PatchRules,
+    Score,
+    Training,
+    find_model,
+    sha256_of,
+)
+from models.errors import InvalidModel
+from models.geometry import Triple, triple
+from models.networks.rsunet import RSUNet, RSUNetConfig
+from models.training.loop import read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+OPSET = 20
+MAX_BYTES = 10_000_000
+PARITY = 1e-4
+"""Largest difference between an engine in fp32 and torch, on probabilities."""
+
+PATCH, MARGIN = 152, 12
+"""Default patch extent and margin in voxels on the axis with the smallest voxels: strides of 128."""
+
+KEPT_CHANNELS = 3
+"""The nearest-neighbour affinities come first; auxiliary channels only serve training."""
+
+Runner = Callable[[Path, NDArray[np.float32]], NDArray[np.float32]]
+"""Runs an ONNX file, in fp32, on patches (batch, 1, z, y, x), and returns (batch, channels, z, y, x)."""
+
+
+class Probabilities(nn.Module):
+    """A network and the sigmoid that makes probabilities of its logits; what is exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return float32 (batch, channels, z, y, x) in [0, 1] of a normalised image (batch, 1, z, y, x)."""
+        return torch.sigmoid(self.network(image))
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    run: Runner,
+    training: Training,
+    name: str | None = None,
+    version: str = "1",
+    image: NDArray[np.uint8] | None = None,
+    scores: tuple[Score, ...] = (),
+    patch: PatchRules | None = None,
+) -> Model:
+    """Export a checkpoint of `models.training.loop` to `folder`, with its card, and return the verified model.
+
+    Parameters
+    ----------
+    checkpoint, folder
+        The file that training wrote; the folder that gets `model.onnx` and `card.json` (made if needed).
+    run
+        The engine that the file is checked with.
+    training, version, scores
+        What the card says about the weights.
+    name
+        The model's name; default the folder's.
+    image
+        uint8 (z, y, x), at least one patch of 64 voxels per axis, on which engine and torch must agree; default
+        synthetic cells.
+    patch
+        Patch extents that callers use; default from the network and the voxel size.
+
+    Raises `InvalidModel` where the checkpoint is not readable, has no nearest-neighbour channels, or where the engine's
+    probabilities are off by more than `PARITY` or not finite.
+    """
+    content = read_checkpoint(checkpoint)
+    network, offsets = _network(content, checkpoint)
+    normalisation = Normalisation("uint8", **content["normalisation"])
+    z, y, x = (float(size) for size in content["voxel_size_nm"])
+    folded = fold_batch_norm(network)
+    patches = normalisation.apply(parity_patches(network.config.divisor, image))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        export_onnx(folded, path)
+        error = parity_error(Probabilities(network).eval(), path, patches, run)
+        if not error <= PARITY:
+            raise InvalidModel(f"{checkpoint}: ONNX and torch differ by {error:.2g} on probabilities, limit {PARITY:g}")
+        logger.info("%s: ONNX and torch differ by at most %.2g on %s", checkpoint, error, patches.shape)
+        card = ModelCard(
+            name=name or folder.resolve().name,
+            version=version,
+            architecture=Architecture(str(content["network"]["family"]), asdict(network.config)),
+            normalisation=normalisation,
+            voxel_size_nm=(z, y, x),
+            axes="zyx",
+            output=Output("affinity", offsets),
+            patch=patch or default_patch((z, y, x), network.config.divisor),
+            training=training,
+            file=ModelFile("model.onnx", sha256_of(path), path.stat().st_size),
+            scores=scores,
+        )
+        return write_model(folder, card, path)
+
+
+def write_model(folder: Path, card: ModelCard, onnx_path: Path) -> Model:
+    """Put the file and its card into `folder`, the card last; raises `InvalidModel` where they do not fit."""
+    Model(card, onnx_path.parent).verify()
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, content in ((card.file.name, onnx_path.read_bytes()), (CARD_NAME, card.to_json().encode())):
+        partial = folder / (target + ".partial")
+        partial.write_bytes(content)
+        os.replace(partial, folder / target)
+    return find_model(folder / CARD_NAME)
+
+
+def export_onnx(network: nn.Module, path: Path, *, example_shape: Triple = (32, 40, 48)) -> None:
+    """Write `network` with a sigmoid as one ONNX file, with dynamic batch, z, y and x.
+
+    Input `image` float32 (b, 1, z, y, x), output `affinity` float32 (b, c, z, y, x). Raises `InvalidModel` where the
+    file is larger than `MAX_BYTES`.
+    """
+    module = Probabilities(network).eval()
+    with warnings.catch_warnings():
+        # torch's exporter trips over its own deprecations; ours still count
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, 1, *example_shape),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["affinity"],
+            dynamic_shapes=({0: "b", 2: "z", 3: "y", 4: "x"},),
+            verbose=False,
+        )
+    if program is None:
+        raise InvalidModel("export: torch returned no ONNX program")
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    if model.ByteSize() > MAX_BYTES:
+        raise InvalidModel(f"export: the file has {model.ByteSize()} bytes, limit {MAX_BYTES}")
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def fold_batch_norm(network: RSUNet) -> RSUNet:
+    """Return a copy in evaluation mode whose normalisation layers are folded into the convolutions before them."""
+    folded = deepcopy(network).eval()
+    for module in list(folded.modules()):
+        if isinstance(module, nn.Sequential):
+            _fold(module, "0", "1")
+        elif hasattr(module, "third"):
+            _fold(module, "third", "norm")
+    return folded
+
+
+def _fold(module: nn.Module, convolution: str, norm: str) -> None:
+    conv, batch_norm = module.get_submodule(convolution), module.get_submodule(norm)
+    if isinstance(conv, nn.Conv3d) and isinstance(batch_norm, nn.BatchNorm3d):
+        setattr(module, convolution, fuse_conv_bn_eval(conv, batch_norm))
+        setattr(module, norm, nn.Identity())
+
+
+def parity_error(module: nn.Module, path: Path, patches: NDArray[np.float32], run: Runner) -> float:
+    """Largest absolute difference between `module` in torch and the ONNX file in `run`; NaN where one is not finite."""
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(patches)).numpy()
+    actual = run(path, patches)
+    if actual.shape != expected.shape:
+        raise InvalidModel(f"{path}: expected an output of shape {expected.shape}, got {actual.shape}")
+    return float(np.abs(actual - expected).max())
+
+
+def parity_patches(divisor: Triple, image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Patches (2, 1, z, y, x), uint8, unequal extents: two corners of `image`, or synthetic cells with membranes."""
+    shape = tuple(d * max(1, n // d) for d, n in zip(divisor, (32, 48, 64), strict=True))
+    if image is None:
+        image = _synthetic_cells(shape)
+    if image.dtype != np.uint8 or image.ndim != 3 or any(n < m for n, m in zip(image.shape, shape, strict=True)):
+        raise InvalidModel(f"parity: expected a uint8 image of at least {shape}, got {image.dtype} {image.shape}")
+    first = image[tuple(slice(0, n) for n in shape)]
+    last = image[tuple(slice(-n, None) for n in shape)]
+    return np.stack([first, last])[:, None]
+
+
+def default_patch(voxel_size_nm: tuple[float, float, float], divisor: Triple) -> PatchRules:
+    """Patch rules for a network: `PATCH` and `MARGIN` on the finest axis, fewer voxels where voxels are thicker."""
+    finest = min(voxel_size_nm)
+    shape, margin = [], []
+    for size, d in zip(voxel_size_nm, divisor, strict=True):
+        m = max(2, round(MARGIN * finest / size))
+        stride = max(16, round((PATCH - 2 * MARGIN) * finest / size))
+        shape.append(-(-(stride + 2 * m) // d) * d)
+        margin.append(m)
+    return PatchRules(divisor, triple(shape, "patch"), triple(margin, "margin"))
+
+
+def _network(content: dict[str, Any], checkpoint: Path) -> tuple[RSUNet, tuple[Triple, ...]]:
+    """The checkpoint's network with only the nearest-neighbour channels, and their offsets."""
+    try:
+        offsets = tuple(triple(offset, "offset") for offset in content["offsets"])[:KEPT_CHANNELS]
+        if content["network"]["family"] != "rsunet" or sorted(offsets) != [(-1, 0, 0), (0, -1, 0), (0, 0, -1)]:
+            raise InvalidModel(f"{checkpoint}: expected an rsunet with nearest-neighbour channels first, got {offsets}")
+        config = RSUNetConfig(**{**content["network"]["config"], "out_channels": KEPT_CHANNELS})
+        state = dict(content["state"])
+        for key in ("head.weight", "head.bias"):
+            state[key] = state[key][:KEPT_CHANNELS]
+        network = RSUNet(config)
+        network.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InvalidModel(f"{checkpoint}: the checkpoint does not describe its network ({error})") from error
+    return network.eval(), offsets
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop the exporter's traces: they hold source paths and make the file depend on where it was made."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+
+
+def _synthetic_cells(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Bright cells of random centres, darker where two centres are equally near, with noise."""
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, shape, (40, 3))
+    position = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    distance = np.sort(np.linalg.norm(position[..., None, :] - centres, axis=-1), axis=-1)
+    membrane = np.exp(-((distance[..., 1] - distance[..., 0]) ** 2) / 4)
+    cells: NDArray[np.uint8] = np.clip(170 - 110 * membrane + rng.normal(0, 12, shape), 0, 255).astype(np.uint8)
+    return cells

