@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import h5py
@@ -142,5 +143,4 @@ def _info(dataset: h5py.Dataset, url: str) -> VolumeInfo:
         return info
     voxel_size: VoxelSize = (float(size[0]), float(size[1]), float(size[2]))
     offset = [float(o) for o in np.ravel(dataset.attrs.get("offset", (0, 0, 0)))]
-    placed = {"voxel_size_nm": voxel_size, "offset_voxels": nearest_voxels(offset, voxel_size, url)}
-    return VolumeInfo(**{**info.__dict__, **placed})
+    return replace(info, voxel_size_nm=voxel_size, offset_voxels=nearest_voxels(offset, voxel_size, url))

@@ -122,13 +122,10 @@ class VolumeInfo:
         """This info completed by a stored document; raises `InvalidVolume` where the two contradict."""
         if not isinstance(document, Mapping):
             raise InvalidVolume(f"{url}: expected a JSON object as {DOCUMENT} metadata, got {document!r}")
-        info = self
-        if document.get("axes") == "czyx" and self.channels is None and self.shape[0] == 1:
-            info = replace(info, channels=1)
-        if document.get("axes") != "".join(info.axes):
-            raise InvalidVolume(f"{url}: expected axes {''.join(info.axes)!r}, metadata says {document.get('axes')!r}")
+        if document.get("axes") != "".join(self.axes):
+            raise InvalidVolume(f"{url}: expected axes {''.join(self.axes)!r}, metadata says {document.get('axes')!r}")
         return replace(
-            info,
+            self,
             voxel_size_nm=document.get("voxel_size_nm"),
             offset_voxels=document.get("offset_voxels", (0, 0, 0)),
             affinity_offsets=document.get("affinity_offsets"),
@@ -136,16 +133,23 @@ class VolumeInfo:
         )
 
     def difference(self, other: VolumeInfo) -> str | None:
-        """First field in which `other` differs, as text, or None; storage shapes count only where both say one."""
+        """First field in which `other` differs, as text, or None; storage shapes are not compared."""
         for name in ("shape", "dtype", "channels", "voxel_size_nm", "offset_voxels", "affinity_offsets", "attributes"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name} {mine} against {theirs}"
+        return None
+
+    def storage_difference(self, other: VolumeInfo) -> str | None:
+        """First difference between the storage shapes that both name, as far as they matter in this volume, or None."""
         for name in ("chunk_shape", "shard_shape"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is not None and theirs is not None and mine != theirs:
+            if mine and theirs and self._cut(mine) != self._cut(theirs):
                 return f"{name} {mine} against {theirs}"
         return None
+
+    def _cut(self, storage: Triple) -> list[int]:
+        return [min(s, extent) for s, extent in zip(storage, self.shape, strict=True)]
 
 
 def info_of_array(

@@ -33,23 +33,24 @@ def multiscale_of(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return first if isinstance(first, Mapping) and first.get("datasets") else None
 
 
-def placement(multiscale: Mapping[str, Any], level: int, url: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of all axes, and voxel size and offset of a level; without units on its axes the size stays unknown."""
-    axes = multiscale.get("axes") or ["t", "c", "z", "y", "x"]
-    axes = [axis if isinstance(axis, Mapping) else {"name": str(axis)} for axis in axes]
-    names = tuple(str(axis.get("name")) for axis in axes)
+def axis_names(multiscale: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the image's axes; before OME-Zarr 0.3 they were always t, c, z, y, x."""
+    return tuple(str(axis.get("name")) for axis in _axes(multiscale))
+
+
+def placement(multiscale: Mapping[str, Any], level: int, url: str) -> dict[str, Any]:
+    """`voxel_size_nm` and `offset_voxels` of a level; empty where the axes have no units of length."""
+    axes = _axes(multiscale)
     spatial = axes[-3:]
-    if names[-3:] != ("z", "y", "x"):
-        raise InvalidVolume(f"{url}: expected an OME image whose last axes are z, y, x, got {', '.join(names)}")
     if not all(axis.get("unit") in _NANOMETRES for axis in spatial):
-        return names, {}
+        return {}
     units = [_NANOMETRES[str(axis["unit"])] for axis in spatial]
     size, shift = _transform(multiscale, level, len(axes), url)
     first_size, _ = _transform(multiscale, 0, len(axes), url)
     z, y, x = (s * u for s, u in zip(size[-3:], units, strict=True))
     corner = [(t - (s - s0) / 2) * u for t, s, s0, u in zip(shift[-3:], size[-3:], first_size[-3:], units, strict=True)]
     voxel_size: VoxelSize = (z, y, x)
-    return names, {"voxel_size_nm": voxel_size, "offset_voxels": nearest_voxels(corner, voxel_size, url)}
+    return {"voxel_size_nm": voxel_size, "offset_voxels": nearest_voxels(corner, voxel_size, url)}
 
 
 def ome_attributes(
@@ -76,6 +77,11 @@ def ome_attributes(
     if zarr_version == 2:
         return {"multiscales": [{"version": "0.4", **multiscale}]}
     return {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+
+
+def _axes(multiscale: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    axes = multiscale.get("axes") or ["t", "c", "z", "y", "x"]
+    return [axis if isinstance(axis, Mapping) else {"name": str(axis)} for axis in axes]
 
 
 def _transform(multiscale: Mapping[str, Any], level: int, rank: int, url: str) -> _Transform:

@@ -113,9 +113,16 @@ def create_pyramid(
             for number in range(len(levels))
         ]
     for wanted, volume in zip(levels, volumes, strict=True):
-        if difference := wanted.difference(volume.info):
+        if difference := _difference(wanted, volume):
             raise InvalidVolume(f"{volume.url}: level {volume.level} cannot be reused: wanted {difference} there")
     return volumes
+
+
+def _difference(wanted: VolumeInfo, found: Volume) -> str | None:
+    difference = wanted.difference(found.info)
+    if difference is None and found.format in ("zarr", "precomputed", "hdf5"):  # the others have no chunks to choose
+        return wanted.storage_difference(found.info)
+    return difference
 
 
 def _format(location: Location) -> _Format:
@@ -171,6 +178,6 @@ def _make_way(location: Location, info: VolumeInfo, exists: Exists, settings: Se
         found.close()
         _format(location).delete(location, settings)
         return None
-    if difference := info.difference(found.info):
+    if difference := _difference(info, found):
         raise InvalidVolume(f"{location}: the volume there cannot be reused: wanted {difference} there")
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from infra.settings import Settings
 from infra.volumes.base import Incomplete, Volume
 from infra.volumes.info import DOCUMENT, VolumeInfo, info_of_array, nearest_voxels
 from infra.volumes.location import Location
-from infra.volumes.ome import multiscale_of, ome_attributes, placement
+from infra.volumes.ome import axis_names, multiscale_of, ome_attributes, placement
 from infra.volumes.stores import Objects
 from infra.volumes.zarr_store import zarr_store
 from models.errors import InvalidVolume, NotFound
@@ -79,7 +80,7 @@ def open_(
     except FileNotFoundError as error:
         raise NotFound(f"{url}: no zarr array or group is there") from error
     if isinstance(node, zarr.Group):
-        path, names, placed = _level(node, level, url)
+        multiscale, path = _level(node, level, url)
         found = node.get(path)
         if not isinstance(found, zarr.Array):
             raise Incomplete(f"{url}: level {level} names the array {path!r}, which is not there")
@@ -87,14 +88,14 @@ def open_(
     else:
         if level:
             raise InvalidVolume(f"{url}: a single array has only level 0, asked for level {level}")
-        array, path, names, placed = node, "", None, {}
-    info = _info(array, names, placed, url)
+        array, path, multiscale = node, "", None
+    info = _info(array, multiscale, level, url)
     return ZarrVolume(
         location, info, array, path, writable=writable, level=level, voxel_size_nm=voxel_size_nm, settings=settings
     )
 
 
-def _level(group: zarr.Group, level: int, url: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+def _level(group: zarr.Group, level: int, url: str) -> tuple[Mapping[str, Any], str]:
     multiscale = multiscale_of(group.attrs.asdict())
     if multiscale is None:
         arrays = ", ".join(sorted(group.array_keys())) or "none"
@@ -102,27 +103,25 @@ def _level(group: zarr.Group, level: int, url: str) -> tuple[str, tuple[str, ...
     datasets = multiscale["datasets"]
     if not 0 <= level < len(datasets):
         raise NotFound(f"{url}: expected a level from 0 to {len(datasets) - 1}, asked for {level}")
-    names, placed = placement(multiscale, level, url)
-    return str(datasets[level]["path"]), names, placed
+    return multiscale, str(datasets[level]["path"])
 
 
-def _info(array: zarr.Array[Any], names: tuple[str, ...] | None, placed: dict[str, Any], url: str) -> VolumeInfo:
+def _info(array: zarr.Array[Any], multiscale: Mapping[str, Any] | None, level: int, url: str) -> VolumeInfo:
     attributes = array.attrs.asdict()
-    if names is None:
-        stored: Any = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
-        names = tuple(str(name) for name in stored) if stored else None
+    stored: Any = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
+    names = tuple(str(name) for name in stored) if multiscale is None else axis_names(multiscale)
     shape, chunks, shards = array.shape, array.chunks, array.shards
-    if len(shape) == 5 or (names is not None and names[0] == "t"):
+    if len(shape) == 5 or names[:1] == ("t",):
         if shape[0] != 1:
             raise InvalidVolume(f"{url}: expected one time point, got an array of shape {shape}")
         shape, chunks, shards = shape[1:], chunks[1:], None if shards is None else shards[1:]
-        names = None if names is None else names[1:]
-    if names is not None and set(names[-3:]) == {"z", "y", "x"} and names[-3:] != ("z", "y", "x"):
+    if set(names[-3:]) == {"z", "y", "x"} and names[-3:] != ("z", "y", "x"):
         raise InvalidVolume(f"{url}: expected axes z, y, x, got {', '.join(names)}")
     info = info_of_array(shape, array.dtype, url, chunks=chunks, shards=shards)
     if DOCUMENT in attributes:
         return info.with_document(attributes[DOCUMENT], url)
-    return VolumeInfo(**{**info.__dict__, **(placed or _foreign_placement(attributes, url))})
+    placed = _foreign_placement(attributes, url) if multiscale is None else placement(multiscale, level, url)
+    return replace(info, **placed)
 
 
 def _foreign_placement(attributes: Mapping[str, Any], url: str) -> dict[str, Any]:
