@@ -1,4 +1,4 @@
-"""Buckets for tests: real emulator processes, started once per session on free ports."""
+"""What many tests share, made once per session: buckets (real emulator processes on free ports) and a small model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from models.catalog import Model, PatchRules, Training
 
 BUCKET = "petavoxel-test"
 
@@ -101,3 +104,48 @@ def s3_server() -> Iterator[str]:
 def s3_bucket(s3_server: str) -> str:
     """An `s3://bucket/unique` prefix that is empty."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network's checkpoint as training writes it: three primary and three auxiliary channels."""
+    import torch
+
+    from models.networks.rsunet import RSUNet, RSUNetConfig
+
+    generator = torch.Generator().manual_seed(7)
+    network = RSUNet(RSUNetConfig.isotropic(6, (4, 6, 8)))
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.dtype.is_floating_point:
+                noise = torch.randn(value.shape, generator=generator)
+                fan = max(1, value[0].numel())
+                scale = noise.abs() + 0.5 if name.endswith("running_var") else noise * (2 / fan) ** 0.5
+                value.copy_(1 + 0.2 * noise if "norm.weight" in name or ".1.weight" in name else scale)
+    axes = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+    path = tmp_path_factory.mktemp("checkpoint") / "last.pt"
+    content = {
+        "network": {"family": "rsunet", "config": asdict(network.config)},
+        "state": network.state_dict(),
+        "offsets": axes + [[3 * step for step in axis] for axis in axes],
+        "normalisation": {"shift": 127.5, "scale": 4 / 255},
+        "voxel_size_nm": [10, 10, 10],
+        "step": 3,
+    }
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The checkpoint's network, exported with its card; patches of at most 24 voxels, margin 2, divisor 4."""
+    from infra.runtimes.openvino_session import run_onnx
+    from models.training.export import export_checkpoint
+
+    return export_checkpoint(
+        checkpoint,
+        tmp_path_factory.mktemp("models") / "small",
+        run=run_onnx,
+        training=Training("random weights", "none"),
+        patch=PatchRules((4, 4, 4), (24, 24, 24), (2, 2, 2)),
+    )
