@@ -7,20 +7,17 @@ SWC: R. C. Cannon et al., J. Neurosci. Methods 84 (1998), DOI 10.1016/S0165-0270
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import breadth_first_order, connected_components  # type: ignore[import-untyped]
 
-from infra.volumes.failures import storage_errors
+from infra.objects import Folder
+from infra.volumes.location import Location
 from models.errors import InvalidInput, InvalidVolume
 
 _INFO = {
@@ -148,17 +145,14 @@ def from_swc(text: str, *, unit: str = "nm") -> Skeleton:
 
 def write_swc(url: str, skeleton: Skeleton, *, unit: str = "nm") -> None:
     """Write one SWC file to a local path or bucket URL; raises the storage errors of `models.errors`."""
-    with storage_errors(url):
-        filesystem, path = _filesystem(url)
-        filesystem.pipe_file(path, to_swc(skeleton, unit=unit).encode())
+    folder, name = _parted(url)
+    folder.write(name, to_swc(skeleton, unit=unit).encode())
 
 
 def read_swc(url: str, *, unit: str = "nm") -> Skeleton:
     """Read one SWC file from a local path or bucket URL; raises as `from_swc` and the storage errors."""
-    with storage_errors(url):
-        filesystem, path = _filesystem(url)
-        text = filesystem.cat_file(path).decode()
-    return from_swc(text, unit=unit)
+    folder, name = _parted(url)
+    return from_swc(folder.read(name).decode(errors="replace"), unit=unit)
 
 
 def _tree_order(skeleton: Skeleton) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -225,45 +219,37 @@ class PrecomputedSkeletons:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        with storage_errors(url):
-            self._filesystem, self._path = _filesystem(self.url)
+        self._folder = Folder(url)
+        self.url = self._folder.url
 
     def create(self) -> PrecomputedSkeletons:
         """Write the `info` object and return this store; does nothing new where it is there already."""
-        with storage_errors(self.url):
-            self._filesystem.pipe_file(f"{self._path}/info", json.dumps(_INFO, indent=1).encode())
+        self._folder.write_json("info", _INFO)
         return self
 
     def write(self, skeletons: Iterable[tuple[int, Skeleton]]) -> None:
         """Write skeletons by segment id (1 to 2^64 - 1), replacing what is there."""
         for segment, skeleton in skeletons:
-            path = self._object(segment)
-            with storage_errors(f"{self.url}/{segment}"):
-                self._filesystem.pipe_file(path, encode_precomputed(skeleton))
+            self._folder.write(_object(segment), encode_precomputed(skeleton))
 
     def read(self, segment: int) -> Skeleton:
         """The skeleton of one segment; raises `NotFound` without one, `InvalidVolume` for damaged bytes."""
-        with storage_errors(f"{self.url}/{segment}"):
-            data = self._filesystem.cat_file(self._object(segment))
-        return decode_precomputed(data, f"{self.url}/{segment}")
+        return decode_precomputed(self._folder.read(_object(segment)), f"{self.url}/{segment}")
 
     def ids(self) -> Iterator[int]:
         """The segment ids that have a skeleton, ascending; raises `InvalidVolume` where `info` is of another kind."""
-        with storage_errors(self.url):
-            info = json.loads(self._filesystem.cat_file(f"{self._path}/info"))
-            names = [str(path).rsplit("/", 1)[-1] for path in self._filesystem.ls(self._path, detail=False)]
+        info = self._folder.read_json("info")
         if info != _INFO:
             raise InvalidVolume(f"{self.url}/info: expected unsharded skeletons in nm with a radius, got {info}")
-        yield from sorted(int(name) for name in names if name.isdigit())
-
-    def _object(self, segment: int) -> str:
-        if not 0 < int(segment) < 1 << 64 or not math.isfinite(segment):
-            raise InvalidInput(f"skeleton: expected a segment id from 1 to 2^64 - 1, got {segment!r}")
-        return f"{self._path}/{int(segment)}"
+        yield from sorted(int(name) for name in self._folder.names() if name.isdigit())
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    local = url.startswith("file://") or "://" not in url
-    filesystem, path = fsspec.core.url_to_fs(url, **({"auto_mkdir": True} if local else {"use_listings_cache": False}))
-    return filesystem, str(path).rstrip("/")
+def _object(segment: int) -> str:
+    if not 0 < int(segment) < 1 << 64:
+        raise InvalidInput(f"skeleton: expected a segment id from 1 to 2^64 - 1, got {segment!r}")
+    return str(int(segment))
+
+
+def _parted(url: str) -> tuple[Folder, str]:
+    parent, _, name = str(Location.parse(url)).rpartition("/")
+    return Folder(parent or "/"), name
