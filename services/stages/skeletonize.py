@@ -43,16 +43,16 @@ class SkeletonOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scale: float = Field(1.5, ge=0)
-    const_nm: float = Field(300.0, ge=0)
-    pdrf_scale: float = Field(100_000.0, gt=0)
-    pdrf_exponent: int = Field(4, ge=1)
-    soma_detection_nm: float = Field(750.0, gt=0)
-    soma_acceptance_nm: float = Field(3500.0, gt=0)
-    soma_invalidation_scale: float = Field(1.0, ge=0)
-    soma_invalidation_const_nm: float = Field(300.0, ge=0)
-    dust_voxels: int = Field(1000, ge=0)
-    join_nm: float = Field(50.0, ge=0)
+    scale: float = Field(default=1.5, ge=0)
+    const_nm: float = Field(default=300.0, ge=0)
+    pdrf_scale: float = Field(default=100_000.0, gt=0)
+    pdrf_exponent: int = Field(default=4, ge=1)
+    soma_detection_nm: float = Field(default=750.0, gt=0)
+    soma_acceptance_nm: float = Field(default=3500.0, gt=0)
+    soma_invalidation_scale: float = Field(default=1.0, ge=0)
+    soma_invalidation_const_nm: float = Field(default=300.0, ge=0)
+    dust_voxels: int = Field(default=1000, ge=0)
+    join_nm: float = Field(default=50.0, ge=0)
     chunk_voxels: Triple = (256, 256, 256)
 
     def teasar(self) -> dict[str, Any]:
