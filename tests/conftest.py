@@ -119,9 +119,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, value in network.state_dict().items():
             if value.dtype.is_floating_point:
                 noise = torch.randn(value.shape, generator=generator)
-                fan = max(1, value[0].numel())
-                scale = noise.abs() + 0.5 if name.endswith("running_var") else noise * (2 / fan) ** 0.5
-                value.copy_(1 + 0.2 * noise if "norm.weight" in name or ".1.weight" in name else scale)
+                if value.ndim > 1:
+                    value.copy_(noise * (2 / value[0].numel()) ** 0.5)
+                else:
+                    centre = 1 if name.endswith(("var", "norm.weight", ".1.weight")) else 0
+                    value.copy_(centre + 0.1 * noise)
     axes = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
     path = tmp_path_factory.mktemp("checkpoint") / "last.pt"
     content = {
