@@ -58,7 +58,9 @@ class Predictor:
         self.model = model if isinstance(model, Model) else find_model(model)
         self.batch_size = batch_size
         self._symmetries = symmetries(tta, self.card.voxel_size_nm, self.card.patch.divisor)
-        self.session: Session = open_session(self.model, runtime=runtime, precision=precision, threads=threads)
+        self.session: Session = open_session(
+            self.model, runtime=runtime, precision=precision, threads=threads, batch_size=batch_size
+        )
 
     @property
     def card(self) -> ModelCard:
@@ -99,7 +101,7 @@ class Predictor:
 
         Returns
         -------
-        uint8 (channels, z, y, x) of the box's shape, round(255 p). Channel c tells whether voxel p and
+        uint8 (channels, z, y, x) of the box's shape, max(1, round(255 p)). Channel c tells whether voxel p and
         p + `card.output.offsets[c]` lie in one object; where that end lies outside the volume the value means nothing.
 
         Raises `InvalidInput` for a box outside the volume, `InvalidVolume` for images of another shape or dtype, or
@@ -173,7 +175,8 @@ class _Blend:
 
 
 def _to_uint8(probabilities: NDArray[Any]) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = np.rint(np.clip(probabilities, 0, 1) * np.float32(255)).astype(np.uint8)
+    # 0 is left for edges that do not exist, so that a watershed can tell them from improbable ones.
+    rounded: NDArray[np.uint8] = np.clip(np.rint(probabilities * np.float32(255)), 1, 255).astype(np.uint8)
     return rounded
 
 

@@ -79,8 +79,10 @@ def open_session(
         "fp32", "bf16", "fp16", or "auto": the fastest that the device computes natively.
     threads
         CPU threads; default all that the process may use.
-    patch_shape, batch_size
-        Compile for this shape now rather than at the first run.
+    batch_size
+        The largest batch that will be run.
+    patch_shape
+        Run once with patches of this shape, so the first caller does not wait for compilation.
 
     Raises `InvalidInput` for unknown names, `RuntimeUnavailable` where the engine, device or precision is missing, and
     `InvalidModel` where the engine cannot read the file.
@@ -91,11 +93,9 @@ def open_session(
         raise InvalidInput(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     if threads is not None and threads < 1:
         raise InvalidInput(f"threads: expected at least 1, got {threads}")
-    chosen = runtime
-    if runtime == "auto":
-        chosen = "tensorrt" if tensorrt_modules.usable() else "openvino"
+    chosen = chosen_runtime(runtime)
     opened = importlib.import_module(f"infra.runtimes.{chosen}_session")
-    session: Session = opened.open_model(model, precision=precision, threads=threads)
+    session: Session = opened.open_model(model, precision=precision, threads=threads, batch_size=batch_size)
     logger.info(
         "model %s runs on %s, %s, %s%s", model.card.name, session.engine, session.device, session.precision,
         " (chosen automatically)" if runtime == "auto" else "",
@@ -103,6 +103,13 @@ def open_session(
     if patch_shape is not None:
         session.run(np.zeros((batch_size, 1, *patch_shape), np.float32))
     return session
+
+
+def chosen_runtime(runtime: str) -> str:
+    """The runtime that `open_session` takes for `runtime` on this machine."""
+    if runtime != "auto":
+        return runtime
+    return "tensorrt" if tensorrt_modules.usable() else "openvino"
 
 
 def check_patches(patches: NDArray[np.float32], divisor: Triple) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from infra.ledger import digest
 from infra.objects import Folder
+from infra.runtimes.session import chosen_runtime
 from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, open_volume
 from models.catalog import Model, find_model
 from models.errors import InvalidInput, InvalidVolume, RunConflict
@@ -99,8 +100,10 @@ def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
         raise InvalidInput(f"box: expected voxels within the image's {image.box}, got {domain}")
     options, threads = request.options, inference_threads()
     predictor = Predictor(request.model, runtime=options.runtime, precision=options.precision, threads=threads)
-    chunk_shape = triple(request.chunk or predictor.plan(image.info.shape).chunk_shape, "chunk", minimum=8)
-    options = options.model_copy(update={"runtime": predictor.runtime, "precision": predictor.precision})
+    chunk_shape = triple(request.chunk or predictor.plan(image.info.shape).stride, "chunk", minimum=8)
+    # Workers must compute what this machine would, so that "auto" cannot differ between them.
+    resolved = {"runtime": chosen_runtime(options.runtime), "precision": predictor.session.precision}
+    options = options.model_copy(update=resolved)
     source = {
         "image": image.url,
         "image_identity": image.identity(),
