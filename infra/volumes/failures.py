@@ -6,15 +6,17 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from zipfile import BadZipFile
 
 from models.errors import AccessDenied, NotFound, PetavoxelError, StorageFailed
 
 _DENIED = re.compile(
     r"^\w+: forbidden\b|\baccess ?denied\b|PERMISSION_DENIED|UNAUTHENTICATED|invalid[_ ]credentials|anonymous caller|"
-    r"unable to locate credentials|could not automatically determine credentials",
+    r"unable to locate credentials|\(40[13]\) when calling|could not automatically determine credentials",
     re.IGNORECASE,
 )
 _MISSING = re.compile(r"^\w+: NOT_FOUND\b|\bNoSuchBucket\b|\bNoSuchKey\b|bucket does not exist", re.IGNORECASE)
+_UNAVAILABLE = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -23,16 +25,21 @@ def translated(error: BaseException, where: str) -> PetavoxelError:
     if isinstance(error, PetavoxelError):
         return error
     cause = _one_line(error)
-    number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or _MISSING.search(cause):
         return NotFound(f"{where}: not there ({cause})")
-    if number in _FULL:
-        return StorageFailed(f"{where}: the disk is full ({cause})")
     if isinstance(error, PermissionError) or _http_status(error) in (401, 403) or _DENIED.search(cause):
         return AccessDenied(f"{where}: the store denies access ({cause})")
+    return StorageFailed(f"{where}: {_failure(error, cause)} ({cause})")
+
+
+def _failure(error: BaseException, cause: str) -> str:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "the disk is full"
     if isinstance(error, TimeoutError):
-        return StorageFailed(f"{where}: the store did not answer in time ({cause})")
-    return StorageFailed(f"{where}: the store failed or the bytes are damaged ({cause})")
+        return "the store did not answer in time"
+    if isinstance(error, ValueError | RuntimeError | EOFError | BadZipFile) and not _UNAVAILABLE.search(cause):
+        return "the stored bytes are damaged or of another format"
+    return "the store failed"
 
 
 @contextmanager

@@ -61,12 +61,10 @@ def open_(
     text = Objects(location, settings).read("info")
     if text is None:
         raise NotFound(f"{location}: no precomputed volume is there, expected an object named info")
+    stored = json.loads(text)
     try:
-        stored = json.loads(text)
         info = _info(stored, level, str(location))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, InvalidVolume):
-            raise
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InvalidVolume(f"{location}: expected the info of a precomputed volume: {error!r}") from error
     spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore, "scale_index": level}
     opened = ts.open(spec, open=True, read=True, write=writable, context=_context(settings))

@@ -5,6 +5,7 @@ A dead host must fail within about `Settings.storage_timeout_s`, and no store's 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -41,6 +42,9 @@ def _google(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
     from aiohttp import ClientTimeout
     from gcsfs.core import GCSFileSystem
 
+    log = logging.getLogger("gcsfs")
+    if log.level == logging.NOTSET:  # it logs a traceback for every error that it raises, and we report those
+        log.setLevel(logging.CRITICAL)
     anonymous = settings.storage_anonymous or bool(os.environ.get("STORAGE_EMULATOR_HOST"))
     return GCSFileSystem(
         token="anon" if anonymous else None,

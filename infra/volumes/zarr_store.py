@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zarr.abc.store import ByteRequest, Store
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from infra.settings import Settings
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 _T = TypeVar("_T")
+_closed_at_exit: list[Any] = []
 
 
 class GuardedStore(WrapperStore[Store]):
@@ -33,7 +37,10 @@ class GuardedStore(WrapperStore[Store]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes of a key, None where there are none."""
-        return await self._guarded(key, self._store.get(key, prototype, byte_range))
+        found = await self._guarded(key, self._store.get(key, prototype, byte_range))
+        if found is not None and not len(found):  # zarr takes an empty shard for one that was never written
+            raise StorageFailed(f"object {key}: expected bytes, it is empty")
+        return found
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key."""
@@ -58,6 +65,14 @@ class GuardedStore(WrapperStore[Store]):
             raise translated(error, f"object {key}") from error
 
 
+def _close_amazon(fs: Any) -> None:
+    """Close s3fs's connections in the loop that they belong to; left open, each is complained about at exit."""
+    client = getattr(fs, "_s3", None)
+    if client is not None:
+        with suppress(Exception):
+            sync(client.close(), timeout=2)
+
+
 def zarr_store(location: Location, settings: Settings, *, read_only: bool) -> GuardedStore:
     """The guarded zarr store at a location."""
     store: Store
@@ -69,6 +84,9 @@ def zarr_store(location: Location, settings: Settings, *, read_only: bool) -> Gu
             from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
             fs = AsyncFileSystemWrapper(fs, asynchronous=True)
+        if location.scheme == "s3" and fs not in _closed_at_exit:
+            _closed_at_exit.append(fs)
+            atexit.register(_close_amazon, fs)
         path = f"/{location.path}" if location.scheme == "memory" else location.path
         store = FsspecStore(fs, path=path, read_only=read_only)
     return GuardedStore(store, settings)

@@ -40,6 +40,12 @@ def random_array(of: VolumeInfo, seed: int = 0) -> NDArray[Any]:
     return rng.integers(0, np.iinfo(of.dtype).max, of.array_shape(), dtype=of.dtype, endpoint=True)
 
 
+def pickled(volume: Volume) -> Volume:
+    again = pickle.loads(pickle.dumps(volume))  # noqa: S301
+    assert isinstance(again, Volume)
+    return again
+
+
 class VolumeContract:
     """What holds for all; subclasses say where a new volume of the format lies (`url`)."""
 
@@ -157,7 +163,7 @@ class VolumeContract:
     def test_missing(self, url: str) -> None:
         with pytest.raises(NotFound) as caught:
             open_volume(url)
-        assert url.split("://")[-1].split(":/")[0].split("/")[-1] in str(caught.value)
+        assert "image" in str(caught.value)
 
     def test_metadata(self, url: str) -> None:
         attributes = {"model": "tiny", "sha256": "ab" * 32, "nested": {"list": [1, 2.5, None, "µ"]}}
@@ -172,17 +178,17 @@ class VolumeContract:
         self.create(url, info())
         volume = open_volume(url, voxel_size_nm=(8, 8, 8))
         assert volume.info.voxel_size_nm == (8.0, 8.0, 8.0)
-        assert pickle.loads(pickle.dumps(volume)).info.voxel_size_nm == (8.0, 8.0, 8.0)
+        assert pickled(volume).info.voxel_size_nm == (8.0, 8.0, 8.0)
 
     def test_pickle(self, url: str) -> None:
         volume = self.create(url, info())
         array = random_array(volume.info)
         volume.write(volume.box, array)
         volume.close()
-        again = pickle.loads(pickle.dumps(volume))
+        again = pickled(volume)
         assert again.writable
         np.testing.assert_array_equal(again.read(UNALIGNED), array[UNALIGNED.slices()])
-        assert not pickle.loads(pickle.dumps(open_volume(url))).writable
+        assert not pickled(open_volume(url)).writable
 
     def test_identity(self, url: str) -> None:
         first = self.create(url, info()).identity()
