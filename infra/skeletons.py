@@ -236,6 +236,10 @@ class PrecomputedSkeletons:
         """The skeleton of one segment; raises `NotFound` without one, `InvalidVolume` for damaged bytes."""
         return decode_precomputed(self._folder.read(_object(segment)), f"{self.url}/{segment}")
 
+    def has(self, segment: int) -> bool:
+        """Whether there is a skeleton of this segment."""
+        return self._folder.exists(_object(segment))
+
     def ids(self) -> Iterator[int]:
         """The segment ids that have a skeleton, ascending; raises `InvalidVolume` where `info` is of another kind."""
         info = self._folder.read_json("info")

@@ -144,6 +144,8 @@ def test_precomputed_round_trip(where: str, tmp_path: Path) -> None:
     store.write([(TOP, forest(1)), (3, forest(2)), (1 << 53, forest(3))])
     store.write([(3, forest(4))])
     assert list(store.ids()) == [3, 1 << 53, TOP]
+    assert store.has(TOP)
+    assert not store.has(TOP - 1)
     again = PrecomputedSkeletons(url)
     for segment, seed in ((TOP, 1), (3, 4)):
         back, expected = again.read(segment), forest(seed)
