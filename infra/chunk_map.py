@@ -1,9 +1,9 @@
 """Runs one function over the chunks of a stage with Ray Data.
 
-A row is a chunk's description; the function reads, computes and writes its own voxels, and returns a small report. An error
-inside a chunk is caught where it happens: storage failures are tried again, and a chunk that keeps failing is reported
-with its box and cause after all other chunks are done, so one poisoned chunk costs nothing but itself. A worker or node that
-dies is Ray's to replace; its chunk is simply run again, which is safe because outputs are idempotent.
+A row is a chunk's description; the function reads, computes and writes its own voxels, and returns a small report. An
+error inside a chunk is caught where it happens: storage failures are tried again, and a chunk that keeps failing is
+reported with its box and cause after all other chunks are done, so one poisoned chunk costs nothing but itself. A
+worker or node that dies is Ray's to replace; its chunk is simply run again, which is safe: outputs are idempotent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ChunkFunction = Callable[[Chunk], Report]
 class Placement:
     """Where a stage's chunks run.
 
-    `workers` run at a time, each with `cpus` and `gpus`; `stateful` workers are kept for the whole stage (a loaded model),
-    others are plain tasks. `tries` per chunk; storage failures wait `pause_s`, doubled each time, in between.
+    `workers` run at a time, each with `cpus` and `gpus`; `stateful` workers are kept for the whole stage (a loaded
+    model), others are plain tasks. `tries` per chunk; storage failures wait `pause_s`, doubled each time, in between.
     """
 
     workers: int = 1
@@ -66,7 +66,7 @@ def map_chunks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     rows = [{"index": list(chunk.index), "box": str(chunk.box)} for chunk in chunks]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": 1}
     if placement.environment:
         options["runtime_env"] = {"env_vars": placement.environment}
@@ -80,7 +80,7 @@ def map_chunks(
         )
     else:
         dataset = dataset.map_batches(
-            _run_once,
+            _run_once,  # type: ignore[arg-type]
             fn_args=(make, arguments, placement),
             compute=ray.data.TaskPoolStrategy(size=placement.workers),
             **options,

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -39,7 +40,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
 
 
 def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address:
             ray.init(address=address, **common)

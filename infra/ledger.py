@@ -1,8 +1,8 @@
 """What is done: one marker per stage and chunk, written after the chunk's output is stored.
 
-A marker holds the stage's key (a digest of everything that decides the output: input identity, configuration, model) and
-the output's checksum. A chunk is done when its marker's key is the one asked for, so a rerun redoes what is missing or was
-made with something else. Markers, not the existence of outputs, say what is complete.
+A marker holds the stage's key (a digest of everything that decides the output: input identity, configuration, model)
+and the output's checksum. A chunk is done when its marker's key is the one asked for, so a rerun redoes what is missing
+or was made with something else. Markers, not the existence of outputs, say what is complete.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def checksum(arrays: Iterable[NDArray[Any]]) -> str:
     sums = hashlib.blake2b(digest_size=12)
     for array in arrays:
         sums.update(f"{array.dtype.str}{array.shape}".encode())
-        sums.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        sums.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sums.hexdigest()

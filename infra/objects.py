@@ -1,7 +1,7 @@
 """Small objects below one prefix: JSON, Parquet tables and array bundles, on a disk or a bucket.
 
-A `Folder` is to files what a volume is to voxels: it names the place in errors, gives up in bounded time, and never shows a
-reader half an object (local files are moved into place, buckets put whole objects).
+A `Folder` is to files what a volume is to voxels: it names the place in errors, gives up in bounded time, and never
+shows a reader half an object (local files are moved into place, buckets put whole objects).
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Folder:
             raise StorageFailed(f"{self.at(name)}: expected a JSON object, got {type(content).__name__}")
         return content
 
-    def write_table(self, name: str, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    def write_table(
+        self, name: str, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Store 1D arrays of one length as a Parquet table; `metadata` becomes the schema's."""
         table = pa.table({key: pa.array(column) for key, column in columns.items()})
         sink = io.BytesIO()

@@ -41,7 +41,9 @@ class StageProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     @property
@@ -66,5 +68,9 @@ class StageProgress:
             left = (self.chunks - self.completed) * self.seconds / fresh
             logger.info(
                 "%s: %d of %d chunks, %.2f Mvoxel/s, %.0f s left",
-                self.stage, self.completed, self.chunks, self.rate / 1e6, left,
+                self.stage,
+                self.completed,
+                self.chunks,
+                self.rate / 1e6,
+                left,
             )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from models.errors import InvalidInput
 
@@ -28,7 +29,7 @@ def triple(values: object, what: str, *, minimum: int | None = None) -> Triple:
     Raises `InvalidInput` where `values` is not a sequence of three integers, or one is below `minimum`.
     """
     try:
-        items = tuple(values)  # type: ignore[arg-type]
+        items: tuple[Any, ...] = tuple(values)  # type: ignore[arg-type]
         z, y, x = (int(item) for item in items)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{what}: expected three integers z, y, x, got {values!r}") from error
@@ -156,8 +157,8 @@ class ChunkGrid:
         return Chunk(index, Box.from_shape(self.chunk_shape, (z, y, x)).intersection(self.box))
 
     def __iter__(self) -> Iterator[Chunk]:
-        for index in product(*(range(n) for n in self.shape)):
-            yield self.chunk(index)
+        for z, y, x in product(*(range(n) for n in self.shape)):
+            yield self.chunk((z, y, x))
 
 
 def _add(a: Triple, b: Triple) -> Triple:

@@ -114,7 +114,9 @@ class Run:
         return z, y, x
 
 
-def stage_keys(source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple, split: tuple[Triple, ...]) -> dict[str, str]:
+def stage_keys(
+    source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple, split: tuple[Triple, ...]
+) -> dict[str, str]:
     """Keys of the stages, each from its own options and the keys of the stages before it.
 
     `source` describes image, box and model; `split` the pyramid's factors.

@@ -7,12 +7,12 @@ TensorBoard logs under `logs/`.
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,8 +28,18 @@ from models.training.targets import long_range_offsets
 logger = logging.getLogger(__name__)
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
-_Augmentation = pydantic_dataclass(AugmentationOptions, config=ConfigDict(extra="forbid"))
-_Loop = pydantic_dataclass(LoopOptions, config=ConfigDict(extra="forbid"))
+
+
+def _checked(kind: type[Any]) -> BeforeValidator:
+    """Refuse keys that the dataclass `kind` does not have; pydantic would drop them."""
+
+    def check(given: object) -> object:
+        unknown = sorted(set(given) - {field.name for field in fields(kind)}) if isinstance(given, dict) else []
+        if unknown:
+            raise ValueError(f"unknown keys {', '.join(unknown)}")
+        return given
+
+    return BeforeValidator(check)
 
 
 class VolumeConfig(BaseModel):
@@ -63,8 +73,8 @@ class TrainConfig(BaseModel):
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     patch: Triple = (64, 64, 64)
     seed: int = 0
-    augmentation: _Augmentation = Field(default_factory=_Augmentation)  # type: ignore[valid-type]
-    loop: _Loop  # type: ignore[valid-type]
+    augmentation: Annotated[AugmentationOptions, _checked(AugmentationOptions)] = AugmentationOptions()
+    loop: Annotated[LoopOptions, _checked(LoopOptions)]
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
@@ -88,8 +98,13 @@ class TrainConfig(BaseModel):
         """The trainer at its first step, with the training volumes in memory."""
         preset = RSUNetConfig.isotropic if self.network.preset == "isotropic" else RSUNetConfig.anisotropic
         sampler = PatchSampler(
-            self._volumes(self.train, data), self.offsets, self.patch, self.augmentation, self.boundary_voxels,
-            self.balance, self.seed,
+            self._volumes(self.train, data),
+            self.offsets,
+            self.patch,
+            self.augmentation,
+            self.boundary_voxels,
+            self.balance,
+            self.seed,
         )
         return Trainer(preset(len(self.offsets), self.network.widths), sampler, self.loop)
 

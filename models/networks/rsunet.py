@@ -14,6 +14,7 @@ arXiv:1706.00120.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -95,7 +96,7 @@ class RSUNet(nn.Module):
             for before, width in zip((widths[0], *widths[:-1]), widths, strict=True)
         )
         self.lift = nn.ModuleList(
-            nn.Conv3d(deep, fine, 1, bias=False) for fine, deep in zip(widths, widths[1:], strict=False)
+            nn.Conv3d(deep, fine, 1, bias=False) for fine, deep in pairwise(widths)
         )
         self.up = nn.ModuleList(_Residual(width, width, config.first_kernel) for width in widths[:-1])
         self.head = nn.Conv3d(widths[0], config.out_channels, 1)

@@ -13,7 +13,7 @@ import heapq
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+from scipy.spatial import cKDTree
 
 from models.errors import InvalidInput
 

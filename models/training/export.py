@@ -12,8 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.catalog import (
     CARD_NAME,
@@ -40,6 +38,7 @@ from models.catalog import (
 )
 from models.errors import InvalidModel
 from models.geometry import Triple, triple
+from models.networks.inference import Probabilities, fold_batch_norm
 from models.networks.rsunet import RSUNet, RSUNetConfig
 from models.training.loop import read_checkpoint
 
@@ -58,18 +57,6 @@ KEPT_CHANNELS = 3
 
 Runner = Callable[[Path, NDArray[np.float32]], NDArray[np.float32]]
 """Runs an ONNX file, in fp32, on patches (batch, 1, z, y, x), and returns (batch, channels, z, y, x)."""
-
-
-class Probabilities(nn.Module):
-    """A network and the sigmoid that makes probabilities of its logits; what is exported."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (batch, channels, z, y, x) in [0, 1] of a normalised image (batch, 1, z, y, x)."""
-        return torch.sigmoid(self.network(image))
 
 
 def export_checkpoint(
@@ -93,7 +80,7 @@ def export_checkpoint(
     run
         The engine that the file is checked with.
     training, version, scores
-        What the card says about the weights.
+        What the card says about the weights; steps and configuration are added from the checkpoint.
     name
         The model's name; default the folder's.
     image
@@ -127,7 +114,7 @@ def export_checkpoint(
             axes="zyx",
             output=Output("affinity", offsets),
             patch=patch or default_patch((z, y, x), network.config.divisor),
-            training=training,
+            training=replace(training, details={**_recipe(content), **training.details}),
             file=ModelFile("model.onnx", sha256_of(path), path.stat().st_size),
             scores=scores,
         )
@@ -176,24 +163,6 @@ def export_onnx(network: nn.Module, path: Path, *, example_shape: Triple = (32, 
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def fold_batch_norm(network: RSUNet) -> RSUNet:
-    """Return a copy in evaluation mode whose normalisation layers are folded into the convolutions before them."""
-    folded = deepcopy(network).eval()
-    for module in list(folded.modules()):
-        if isinstance(module, nn.Sequential):
-            _fold(module, "0", "1")
-        elif hasattr(module, "third"):
-            _fold(module, "third", "norm")
-    return folded
-
-
-def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    conv, batch_norm = module.get_submodule(convolution), module.get_submodule(norm)
-    if isinstance(conv, nn.Conv3d) and isinstance(batch_norm, nn.BatchNorm3d):
-        setattr(module, convolution, fuse_conv_bn_eval(conv, batch_norm))
-        setattr(module, norm, nn.Identity())
-
-
 def parity_error(module: nn.Module, path: Path, patches: NDArray[np.float32], run: Runner) -> float:
     """Largest absolute difference between `module` in torch and the ONNX file in `run`; NaN where one is not finite."""
     with torch.inference_mode():
@@ -226,6 +195,10 @@ def default_patch(voxel_size_nm: tuple[float, float, float], divisor: Triple) ->
         shape.append(-(-(stride + 2 * m) // d) * d)
         margin.append(m)
     return PatchRules(divisor, triple(shape, "patch"), triple(margin, "margin"))
+
+
+def _recipe(content: dict[str, Any]) -> dict[str, Any]:
+    return {"steps": int(content["step"]), **content.get("provenance", {})}
 
 
 def _network(content: dict[str, Any], checkpoint: Path) -> tuple[RSUNet, tuple[Triple, ...]]:

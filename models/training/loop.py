@@ -122,7 +122,7 @@ class Trainer:
         self.device = _device(options.device)
         self.bf16 = _use_bf16(options.precision, self.device)
         torch.manual_seed(sampler.seed)
-        self.network = RSUNet(network).to(self.device, memory_format=torch.channels_last_3d)
+        self.network = RSUNet(network).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.averaged = deepcopy(self.network).eval()
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -181,7 +181,9 @@ class Trainer:
         """Go on from a checkpoint; raises `InvalidModel` where it is damaged or belongs to another network."""
         content = read_checkpoint(path)
         if content["network"]["config"] != asdict(self.network.config):
-            raise InvalidModel(f"{path}: the checkpoint's network {content['network']['config']} is not the configured one")
+            raise InvalidModel(
+                f"{path}: the checkpoint's network {content['network']['config']} is not the configured one"
+            )
         self.network.load_state_dict(content["resume"]["network"])
         self.averaged.load_state_dict(content["state"])
         self.optimizer.load_state_dict(content["resume"]["optimizer"])
@@ -274,6 +276,6 @@ def _use_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
     return bool(supported())

@@ -68,7 +68,9 @@ class PatchSampler:
         """Return the `size` patches of training step `step`."""
         rng = np.random.default_rng([self.seed, step])
         places = np.array([np.prod(self._places(volume)) for volume in self.volumes], np.float64)
-        patches = [self._patch(self.volumes[rng.choice(len(places), p=places / places.sum())], rng) for _ in range(size)]
+        patches = [
+            self._patch(self.volumes[rng.choice(len(places), p=places / places.sum())], rng) for _ in range(size)
+        ]
         return Batch(*(np.stack(parts) for parts in zip(*patches, strict=True)))
 
     def _patch(

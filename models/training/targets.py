@@ -92,7 +92,8 @@ def balance_weights(
     positive = np.clip((targets * mask).sum(axes, dtype=np.float64) / known, 1e-6, 1 - 1e-6)
     weigh_one = np.minimum((0.5 / positive) ** exponent, limit).astype(np.float32)[:, None, None, None]
     weigh_zero = np.minimum((0.5 / (1 - positive)) ** exponent, limit).astype(np.float32)[:, None, None, None]
-    return mask * (targets * weigh_one + (1 - targets) * weigh_zero)
+    weights: NDArray[np.float32] = mask * (targets * weigh_one + (1 - targets) * weigh_zero)
+    return weights
 
 
 def _pair(axis: int, step: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 
 def segment(
-    image: Annotated[str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")],
+    image: Annotated[
+        str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")
+    ],
     out: Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")],
     model: Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")] = "fib25-affinity",
-    chunk: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")] = None,
+    chunk: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")
+    ] = None,
     box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Mean affinity down to which segments merge.")] = None,
@@ -24,8 +28,12 @@ def segment(
     runtime: Annotated[str, typer.Option(help="auto, openvino, tensorrt or torch.")] = "auto",
     augment: Annotated[bool, typer.Option("--augment", help="Average predictions over flips and transposes.")] = False,
     skeletons: Annotated[bool, typer.Option(help="Trace skeletons as well.")] = True,
-    voxel_size: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if IMAGE has none.")] = None,
-    any_voxel_size: Annotated[bool, typer.Option("--any-voxel-size", help="Accept voxels unlike the training's.")] = False,
+    voxel_size: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if IMAGE has none.")
+    ] = None,
+    any_voxel_size: Annotated[
+        bool, typer.Option("--any-voxel-size", help="Accept voxels unlike the training's.")
+    ] = False,
 ) -> None:
     """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT."""
     from pydantic import ValidationError
@@ -34,16 +42,15 @@ def segment(
     from models.errors import InvalidConfig
     from services.pipelines.segment import Request
     from services.pipelines.segment import segment as run
-    from services.run import AgglomerationOptions, SegmentOptions
+    from services.run import SegmentOptions
 
-    agglomeration = {} if threshold is None else {"threshold": threshold}
     try:
         options = SegmentOptions.model_validate(
             {
                 "runtime": runtime,
                 "precision": precision,
                 "augment": augment,
-                "agglomeration": AgglomerationOptions(**agglomeration),
+                "agglomeration": {} if threshold is None else {"threshold": threshold},
                 **({} if skeletons else {"skeletons": None}),
             }
         )
@@ -67,6 +74,10 @@ def print_summary(summary: Summary) -> None:
     table = Table("stage", "chunks", "computed", "seconds", "Mvoxel/s")
     for stage in summary.stages:
         table.add_row(
-            stage.stage, str(stage.chunks), str(stage.computed), f"{stage.seconds:.1f}", f"{stage.voxels_per_s / 1e6:.2f}"
+            stage.stage,
+            str(stage.chunks),
+            str(stage.computed),
+            f"{stage.seconds:.1f}",
+            f"{stage.voxels_per_s / 1e6:.2f}",
         )
     Console().print(table)

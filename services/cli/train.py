@@ -20,7 +20,9 @@ def train(
     try:
         import torch
     except ImportError as error:
-        raise RuntimeUnavailable(f"training needs the extra 'train': pip install 'petavoxel[train]' ({error})") from error
+        raise RuntimeUnavailable(
+            f"training needs the extra 'train': pip install 'petavoxel[train]' ({error})"
+        ) from error
     from services.training import TrainConfig
     from services.training import train as run
 

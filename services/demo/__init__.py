@@ -30,7 +30,7 @@ class DemoResult:
 
 
 def demo(out: Path) -> DemoResult:
-    """Segment the crop into `out` on the Ray that this process belongs to; a finished earlier demonstration is redone."""
+    """Segment the crop into `out` on the Ray that this process belongs to; what a finished run left there is redone."""
     folder, image = Folder(str(out)), f"{CROP}:/raw"
     if folder.exists("progress/complete.json") and folder.read_json("run.json").get("image") == open_volume(image).url:
         folder.remove("")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, ope
 from models.catalog import Model, find_model
 from models.errors import InvalidInput, InvalidVolume, RunConflict
 from models.geometry import NEAREST, Box, Chunk, ChunkGrid, Triple, VoxelSize, triple
-from services.pipelines.skeletonize import trace_and_join
-from services.pipelines.stage import Summary, inference, inference_threads, plain, run_stage
+from services.pipelines.skeletonize import skeleton_stages
+from services.pipelines.stage import Stage, Summary, inference_threads, run_stage
 from services.predict import Predictor
 from services.run import Run, SegmentOptions, stage_keys
 from services.stages.agglomerate import agglomerate
@@ -34,7 +35,7 @@ from services.stages.predict import predict
 from services.stages.pyramid import pyramid, pyramid_factors
 from services.stages.relabel import relabel
 from services.stages.seams import seams
-from services.stages.skeletonize import large_segments
+from services.stages.skeletonize import SkeletonOptions, large_segments
 from services.stages.skeletons import SkeletonJob
 from services.stages.watershed import watershed
 
@@ -71,23 +72,29 @@ def segment(request: Request) -> Summary:
         logger.info("%s: finished already", run.out)
         run.folder.remove("work")
         return summary
-    factors = pyramid_factors(run.domain.shape, run.voxel_size_nm)
-    _create_arrays(run, factors)
-    run_stage(run.ledger("predict"), run.grid, predict, (run,), inference(run.threads), summary)
-    run_stage(run.ledger("watershed"), run.grid, watershed, (run,), plain(), summary)
-    run_stage(run.ledger("seams"), run.grid, seams, (run,), plain(), summary)
-    whole = Chunk((0, 0, 0), run.domain)
-    run_stage(run.ledger("agglomerate"), [whole], agglomerate, (run,), plain(), summary)
-    run_stage(run.ledger("relabel"), run.grid, relabel, (run,), plain(), summary)
-    for level, factor in enumerate(factors, start=1):
-        coarse = ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape)
-        run_stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor), plain(), summary)
+    create_arrays(run)
+    for stage in stages(run):
+        run_stage(stage, summary)
     if run.options.skeletons is not None:
-        _skeletonize(run, summary)
+        for stage in skeleton_stages(skeleton_job(run, run.options.skeletons)):
+            run_stage(stage, summary)
     run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
     run.folder.write_json("progress/complete.json", {"key": description["key"]})
     run.folder.remove("work")
     return summary
+
+
+def stages(run: Run) -> Iterator[Stage]:
+    """The stages up to the pyramid, in order; each needs the ones before it."""
+    grid = tuple(run.grid)
+    yield Stage(run.ledger("predict"), grid, predict, (run,), run.threads)
+    yield Stage(run.ledger("watershed"), grid, watershed, (run,))
+    yield Stage(run.ledger("seams"), grid, seams, (run,))
+    yield Stage(run.ledger("agglomerate"), (Chunk((0, 0, 0), run.domain),), agglomerate, (run,))
+    yield Stage(run.ledger("relabel"), grid, relabel, (run,))
+    for level, factor in enumerate(pyramid_factors(run.domain.shape, run.voxel_size_nm), start=1):
+        coarse = tuple(ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape))
+        yield Stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor))
 
 
 def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
@@ -163,14 +170,18 @@ def _claim(folder: Folder, description: dict[str, Any]) -> None:
         return
     held = folder.read_json("run.json")
     if held.get("key") != description["key"]:
-        different = [name for name in description if name not in ("key", "versions") and held.get(name) != description[name]]
+        different = [
+            name for name in description if name not in ("key", "versions") and held.get(name) != description[name]
+        ]
         raise RunConflict(
             f"{folder.url}: holds another run; different: {', '.join(different) or 'the pipeline'}. Choose another OUT, "
             f"or delete this one"
         )
 
 
-def _create_arrays(run: Run, factors: tuple[Triple, ...]) -> None:
+def create_arrays(run: Run) -> None:
+    """Create the arrays that the stages write, or open those of the interrupted run."""
+    factors = pyramid_factors(run.domain.shape, run.voxel_size_nm)
     z, y, x = (a + b for a, b in zip(run.offset_voxels, run.domain.start, strict=True))
 
     def info(dtype: str, **extra: Any) -> VolumeInfo:
@@ -184,18 +195,14 @@ def _create_arrays(run: Run, factors: tuple[Triple, ...]) -> None:
             **extra,
         )
 
-    create_volume(
-        run.folder.at("affinities.zarr"), info("uint8", channels=3, affinity_offsets=NEAREST), exists="reuse"
-    )
+    create_volume(run.folder.at("affinities.zarr"), info("uint8", channels=3, affinity_offsets=NEAREST), exists="reuse")
     create_volume(run.folder.at("work/fragments.zarr"), info("uint64"), exists="reuse")
     create_volume(run.folder.at("supervoxels.zarr"), info("uint64"), exists="reuse")
     create_pyramid(run.folder.at("segmentation.zarr"), info("uint64"), factors, exists="reuse")
 
 
-def _skeletonize(run: Run, summary: Summary) -> None:
-    options = run.options.skeletons
-    if options is None:
-        return
+def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
+    """The skeletons of a run's segmentation; voxels per segment are known from the agglomeration."""
     segmentation = run.volume("segmentation.zarr")
     job = SkeletonJob(
         segmentation=run.folder.at("segmentation.zarr"),
@@ -211,4 +218,4 @@ def _skeletonize(run: Run, summary: Summary) -> None:
     table = run.folder.read_table("agglomeration/segments.parquet")
     large = large_segments(table["segment"], table["voxels"], options)
     Folder(job.work).write_table("large.parquet", {"segment": large})
-    trace_and_join(job, summary)
+    return job

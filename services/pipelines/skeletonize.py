@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from infra.ledger import digest
 from infra.objects import Folder
 from infra.skeletons import PrecomputedSkeletons
 from infra.volumes import open_volume
 from models.errors import InvalidVolume, RunConflict
 from models.geometry import Box
-from services.pipelines.stage import Summary, plain, run_stage
+from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob, count, join, select, trace
 
@@ -21,7 +23,9 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
     """
     volume = open_volume(segmentation)
     if volume.info.channels is not None or volume.info.dtype.kind not in "ui":
-        raise InvalidVolume(f"{segmentation}: expected integer labels (z, y, x), got {volume.info.dtype} {volume.info.axes}")
+        raise InvalidVolume(
+            f"{segmentation}: expected integer labels (z, y, x), got {volume.info.dtype} {volume.info.axes}"
+        )
     if volume.info.voxel_size_nm is None:
         raise InvalidVolume(f"{segmentation}: expected a known voxel size, the volume has none")
     domain = Box.parse(box) if box else volume.box
@@ -38,20 +42,29 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
         {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")},
     )
     job = SkeletonJob(
-        volume.url, domain, volume.info.voxel_size_nm, volume.info.offset_voxels, options, out, folder.at("work"), out, key
+        volume.url,
+        domain,
+        volume.info.voxel_size_nm,
+        volume.info.offset_voxels,
+        options,
+        out,
+        folder.at("work"),
+        out,
+        key,
     )
     summary = Summary()
     if not folder.exists("progress/complete.json"):
-        run_stage(job.ledger("count"), job.grid, count, (job,), plain(), summary)
+        run_stage(Stage(job.ledger("count"), tuple(job.grid), count, (job,)), summary)
         select(job)
-        trace_and_join(job, summary)
+        for stage in skeleton_stages(job):
+            run_stage(stage, summary)
         folder.write_json("progress/complete.json", {"key": key})
     folder.remove("work")
     return summary
 
 
-def trace_and_join(job: SkeletonJob, summary: Summary) -> None:
-    """The two stages after the large segments are known."""
+def skeleton_stages(job: SkeletonJob) -> Iterator[Stage]:
+    """The stages after the large segments are known."""
     PrecomputedSkeletons(Folder(job.out).at("precomputed")).create()
-    run_stage(job.ledger("skeletonize"), job.grid, trace, (job,), plain(), summary)
-    run_stage(job.ledger("skeletons"), job.buckets, join, (job,), plain(), summary)
+    yield Stage(job.ledger("skeletonize"), tuple(job.grid), trace, (job,))
+    yield Stage(job.ledger("skeletons"), tuple(job.buckets), join, (job,))

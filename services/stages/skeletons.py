@@ -1,7 +1,7 @@
 """Skeletons of a segmentation of any size: count voxels, trace chunk by chunk, join the fragments of each segment.
 
-Fragments are spilled to the work folder in buckets by segment id, so a joining worker holds one bucket of segments, never
-all of them.
+Fragments are spilled to the work folder in buckets by segment id, so a joining worker holds one bucket of segments,
+never all of them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from services.stages.skeletonize import (
 class SkeletonJob:
     """Which segmentation, what of it, and where the results go; picklable.
 
-    `domain` is in voxels of the segmentation, whose voxel (0, 0, 0) lies at `offset_voxels`. Markers go below `ledgers`,
-    intermediates below `work`, results below `out` as `swc/ID.swc` and `precomputed/`.
+    `domain` is in voxels of the segmentation, whose voxel (0, 0, 0) lies at `offset_voxels`. Markers go below
+    `ledgers`, intermediates below `work`, results below `out` as `swc/ID.swc` and `precomputed/`.
     """
 
     segmentation: str
@@ -91,9 +91,7 @@ def trace(job: SkeletonJob) -> ChunkFunction:
     def apply(chunk: Chunk) -> Report:
         box = overlap_box(chunk.box, job.domain)
         placed = box.shifted(job.offset_voxels)
-        fragments = skeletonize_chunk(
-            volume.read(box), placed, job.voxel_size_nm, options=job.options, keep=keep
-        )
+        fragments = skeletonize_chunk(volume.read(box), placed, job.voxel_size_nm, options=job.options, keep=keep)
         spilled: dict[int, list[tuple[int, Skeleton]]] = defaultdict(list)
         for segment, fragment in fragments:
             spilled[segment % buckets].append((segment, fragment))
@@ -144,11 +142,15 @@ def _pack(fragments: list[tuple[int, Skeleton]]) -> Arrays:
 
 def _unpack(arrays: Arrays) -> list[tuple[int, Skeleton]]:
     at_vertex, at_edge = np.cumsum(arrays["vertex_count"])[:-1], np.cumsum(arrays["edge_count"])[:-1]
-    parts = zip(
-        arrays["segment"],
-        np.split(arrays["vertices"], at_vertex),
-        np.split(arrays["edges"], at_edge),
-        np.split(arrays["radii"], at_vertex),
-        strict=True,
-    ) if arrays["segment"].size else ()
+    parts = (
+        zip(
+            arrays["segment"],
+            np.split(arrays["vertices"], at_vertex),
+            np.split(arrays["edges"], at_edge),
+            np.split(arrays["radii"], at_vertex),
+            strict=True,
+        )
+        if arrays["segment"].size
+        else ()
+    )
     return [(int(segment), Skeleton(vertices, edges, radii)) for segment, vertices, edges, radii in parts]
