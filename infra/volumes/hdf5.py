@@ -6,7 +6,9 @@ several processes take turns. The dataset may be left out where the file holds o
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +43,13 @@ class Hdf5Volume(Volume):
             return np.asarray(file[self._dataset][(..., *box.slices())])
 
     def _write(self, box: Box, array: NDArray[Any]) -> None:
+        # On a full disk HDF5 swallows the failed write, or crashes, as it closes: look first, and flush before closing.
+        if shutil.disk_usage(self.location.path).free < 2 * array.nbytes:
+            raise OSError(errno.ENOSPC, "less than twice the box is free")
         with _opened(self.location, "r+", self.settings) as file:
-            file[self._dataset][(..., *box.slices())] = array
+            dataset = file[self._dataset]
+            dataset[(..., *box.slices())] = array
+            file.flush()
 
     def _stamp(self) -> str:
         return Objects(Location("file", self.location.path), self.settings).stamp()

@@ -292,10 +292,11 @@ class TestZarrAmazon(VolumeContract, PrefixContract):
         return f"{s3_bucket}/image.zarr"
 
 
-class TestZarrShardedAmazon(TestZarr3Sharded):
-    @pytest.fixture
-    def url(self, s3_bucket: str) -> str:
-        return f"{s3_bucket}/image.zarr"
+def test_shards_on_amazon(s3_bucket: str) -> None:
+    of = info(shard_shape=(16, 16, 36))
+    array = random_array(of)
+    create_volume(f"{s3_bucket}/image.zarr", of).write(of.box, array)
+    np.testing.assert_array_equal(open_volume(f"{s3_bucket}/image.zarr").read(UNALIGNED), array[UNALIGNED.slices()])
 
 
 class TestPrecomputed(VolumeContract, PrefixContract):
