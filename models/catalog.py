@@ -160,11 +160,7 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str, source: str = "card") -> ModelCard:
         """Read a card; raises `InvalidModel` for broken JSON, unknown or missing keys, wrong types or values."""
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidModel(f"{source}: not JSON ({error})") from error
-        card: ModelCard = _typed(cls, content, source)
+        card: ModelCard = _typed(cls, _parsed(text, source), source)
         return card
 
     def to_json(self) -> str:
@@ -233,6 +229,12 @@ def find_model(name_or_path: str | Path, *, zoo: Path = ZOO) -> Model:
     return model
 
 
+def read_scores(text: str, source: str = "scores") -> tuple[Score, ...]:
+    """Read a JSON list of scores; raises `InvalidModel` for broken JSON, unknown or missing keys and wrong types."""
+    scores: tuple[Score, ...] = _typed(tuple[Score, ...], _parsed(text, source), source)
+    return scores
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -241,6 +243,13 @@ def sha256_of(path: Path) -> str:
 
 def _nm(voxel_size_nm: VoxelSize) -> str:
     return "×".join(f"{size:g}" for size in voxel_size_nm)
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidModel(f"{source}: not JSON ({error})") from error
 
 
 def _typed(expected: Any, value: Any, where: str) -> Any:

@@ -32,8 +32,11 @@ _NAMES = {value: key for key, value in _TYPES.items()}
 _CAPABILITY = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 
 
-def open_model(model: Model, *, precision: str = "auto", threads: int | None = None) -> OpenVinoSession:
+def open_model(
+    model: Model, *, precision: str = "auto", threads: int | None = None, batch_size: int = 1
+) -> OpenVinoSession:
     """Open the exported network on the CPU; see `infra.runtimes.session.open_session`."""
+    del batch_size  # each shape is compiled when it first comes
     card = model.card
     return OpenVinoSession(
         model.onnx_path,

@@ -45,8 +45,9 @@ def export(
     pixels = None
     if image is not None:
         volume = open_volume(image)
-        centre = tuple(max(0, n // 2 - 48) for n in volume.info.shape)
-        pixels = volume.read(Box.from_shape((96, 96, 96), centre).intersection(Box.from_shape(volume.info.shape)))
+        whole = Box.from_shape(volume.info.shape)
+        z, y, x = (max(0, n // 2 - 48) for n in whole.shape)
+        pixels = volume.read(Box.from_shape((96, 96, 96), (z, y, x)).intersection(whole))
     model = export_checkpoint(
         checkpoint,
         folder,
