@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 from models.errors import InvalidInput, InvalidVolume
 from models.segmentation.contraction import (
     FACES,
+    FINE,
     FIRST,
     FREE_COLUMN,
     GONE,
+    KEY,
     LARGEST,
     MAX_EDGES,
+    RANK,
     SECOND,
     TOTAL,
     contraction_of,
@@ -36,11 +39,11 @@ from models.segmentation.contraction import (
     merge_nodes,
 )
 from models.segmentation.edge_queue import (
-    ENTRY,
-    FINE,
-    KEY,
+    NODE_ENTRY,
+    NODE_FINE,
+    NODE_KEY,
+    NODE_TIE,
     NONE,
-    TIE,
     drop_top,
     lower_top,
     meld,
@@ -50,7 +53,6 @@ from models.segmentation.edge_queue import (
     take_first,
     tie_of,
 )
-from models.segmentation.edge_queue import RANK as QUEUED_RANK
 from models.segmentation.jit import Number, kernel
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.ratios import MAX_FACES, ratio_key
@@ -58,7 +60,9 @@ from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import indices_of
 from models.segmentation.segments import Segments
 
-_RANK, _LABEL, _SIZE, _FROZEN, _ALIVE, _TOP, _STAMP = range(FREE_COLUMN, FREE_COLUMN + 7)  # columns of a node
+_RANK, _LABEL, _TOP, _STAMP, _STATE = range(FREE_COLUMN, FREE_COLUMN + 5)  # columns of a node
+_FREE, _FROZEN, _ABSORBED = 0, 1, 2  # its states
+Links = NDArray[np.int32]
 Rows = NDArray[np.int64]
 _ALWAYS = np.iinfo(np.int64).max
 
@@ -106,142 +110,142 @@ def _link(graph: RegionGraph, segments: Segments, limits: _Limits) -> Linkage:
         raise InvalidInput(f"region graph: expected at most {MAX_EDGES} edges and segments, got {len(graph)}")
     if int(graph.face_count.sum()) > MAX_FACES:
         raise InvalidVolume(f"region graph: expected at most {MAX_FACES} faces, got {int(graph.face_count.sum())}")
-    first, second = indices_of(graph.u, segments.ids), indices_of(graph.v, segments.ids)
-    columns = (first, second, graph.affinity_sum, graph.face_count, graph.affinity_max.astype(np.int64))
-    edges, nodes, table = contraction_of(columns, len(segments))
+    sums, links, nodes, table = contraction_of(graph, segments.ids)
     comparison, nodes[:, _RANK] = np.unique(segments.comparison_ids, return_inverse=True)
     nodes[:, _LABEL] = np.arange(len(segments))
-    nodes[:, _SIZE], nodes[:, _FROZEN] = segments.sizes, segments.frozen
-    nodes[:, _ALIVE] = True
-    merges = _merge_all(edges, nodes, table, limits)
+    nodes[:, _STATE] = np.where(segments.frozen, _FROZEN, _FREE)
+    sizes = segments.sizes.copy()
+    pairs, scores = _merge_all(sums, links, nodes, sizes, table, limits)
+    ids = segments.ids
     return Linkage(
-        MergeTree(segments.ids[merges[:, 0]], segments.ids[merges[:, 1]], merges[:, 2].copy(), merges[:, 3].copy()),
-        _segments_left(segments.ids, comparison, nodes),
-        _edges_left(segments.ids, edges, nodes),
+        MergeTree(ids[pairs[:, 0]], ids[pairs[:, 1]], scores[:, 0].copy(), scores[:, 1].copy()),
+        _segments_left(ids, comparison, nodes, sizes),
+        _edges_left(ids, sums, links, nodes),
     )
 
 
-def _segments_left(ids: NDArray[np.uint64], comparison: NDArray[np.uint64], nodes: Rows) -> Segments:
-    alive = nodes[nodes[:, _ALIVE] == 1]
-    alive = alive[np.argsort(alive[:, _LABEL])]
-    return Segments(
-        ids[alive[:, _LABEL]], alive[:, _SIZE].copy(), comparison[alive[:, _RANK]], alive[:, _FROZEN].astype(np.bool_)
-    )
+def _segments_left(ids: NDArray[np.uint64], comparison: NDArray[np.uint64], nodes: Links, sizes: Rows) -> Segments:
+    left = np.flatnonzero(nodes[:, _STATE] != _ABSORBED)
+    left = left[np.argsort(nodes[left, _LABEL])]
+    frozen = nodes[left, _STATE] == _FROZEN
+    return Segments(ids[nodes[left, _LABEL]], sizes[left], comparison[nodes[left, _RANK]], frozen)
 
 
-def _edges_left(ids: NDArray[np.uint64], edges: Rows, nodes: Rows) -> RegionGraph:
-    left = edges[edges[:, FIRST] != GONE]
-    u, v = (ids[nodes[left[:, end], _LABEL]] for end in (FIRST, SECOND))
-    return RegionGraph.aggregated(u, v, left[:, TOTAL], left[:, FACES], left[:, LARGEST].astype(np.uint8))
+def _edges_left(ids: NDArray[np.uint64], sums: Rows, links: Links, nodes: Links) -> RegionGraph:
+    left = np.flatnonzero(links[:, FIRST] != GONE)
+    u, v = (ids[nodes[links[left, end], _LABEL]] for end in (FIRST, SECOND))
+    return RegionGraph.aggregated(u, v, sums[left, TOTAL], sums[left, FACES], links[left, LARGEST].astype(np.uint8))
 
 
 @kernel
-def _key(edges: Rows, edge: Number, limits: _Limits) -> tuple[Number, Number]:
+def _key(sums: Rows, links: Links, edge: Number, limits: _Limits) -> tuple[Number, Number]:
     if limits.by_mean:
-        return ratio_key(edges[edge, TOTAL], edges[edge, FACES])
-    return edges[edge, LARGEST], 0
+        return ratio_key(sums[edge, TOTAL], sums[edge, FACES])
+    return np.int64(links[edge, LARGEST]), 0
 
 
 @kernel
-def _put_edge(edges: Rows, nodes: Rows, waiting: Rows, edge: Number, key: Number, fine: Number) -> Number:
+def _put_edge(sums: Rows, links: Links, nodes: Links, edge: Number, key: Number, fine: Number) -> Number:
     """Put an edge into the queue of its node of smaller rank; returns that node."""
-    owner, other = edges[edge, FIRST], edges[edge, SECOND]
+    owner, other = links[edge, FIRST], links[edge, SECOND]
     if nodes[other, _RANK] < nodes[owner, _RANK]:
         owner, other = other, owner
-    nodes[owner, _TOP] = put_in(waiting, nodes[owner, _TOP], edge, key, fine, nodes[other, _RANK])
+    nodes[owner, _TOP] = put_in(sums, links, nodes[owner, _TOP], edge, key, fine, nodes[other, _RANK])
     return owner
 
 
 @kernel
-def _row(nodes: Rows, waiting: Rows, node: Number) -> tuple[Number, Number, Number, Number]:
+def _row(sums: Rows, links: Links, nodes: Links, node: Number) -> tuple[Number, Number, Number, Number]:
     """Row of a node in the queue of nodes, from what its first edge was put in under."""
     top = nodes[node, _TOP]
-    tie = tie_of(nodes[node, _RANK], waiting[top, QUEUED_RANK])
-    return waiting[top, KEY], waiting[top, FINE], tie, (node << 32) | nodes[node, _STAMP]
+    tie = tie_of(nodes[node, _RANK], links[top, RANK])
+    return sums[top, KEY], sums[top, FINE], tie, (np.int64(node) << 32) | np.int64(nodes[node, _STAMP])
 
 
 @kernel
-def _fill(edges: Rows, nodes: Rows, limits: _Limits) -> tuple[Rows, Rows, Number]:
+def _fill(sums: Rows, links: Links, nodes: Links, limits: _Limits) -> tuple[Rows, Number]:
     """Queue the edges that may be merged: at the limit or above, and not between two frozen segments."""
-    waiting = np.empty((edges.shape[0], 5), np.int64)
     nodes[:, _TOP] = NONE
-    for edge in range(edges.shape[0]):
-        key, fine = _key(edges, edge, limits)
-        waits = nodes[edges[edge, FIRST], _FROZEN] and nodes[edges[edge, SECOND], _FROZEN]
-        if not waits and (key, fine) >= (limits.key, limits.fine):
-            _put_edge(edges, nodes, waiting, edge, key, fine)
+    for edge in range(links.shape[0]):
+        key, fine = _key(sums, links, edge, limits)
+        first, second = nodes[links[edge, FIRST], _STATE], nodes[links[edge, SECOND], _STATE]
+        if min(first, second) == _FREE and (key, fine) >= (limits.key, limits.fine):
+            _put_edge(sums, links, nodes, edge, key, fine)
     rows = np.empty((nodes.shape[0] + 1, 4), np.int64)
     size = 0
     for node in range(nodes.shape[0]):
         if nodes[node, _TOP] != NONE:
-            rows[size, KEY], rows[size, FINE], rows[size, TIE], rows[size, ENTRY] = _row(nodes, waiting, node)
+            key, fine, tie, entry = _row(sums, links, nodes, node)
+            rows[size, NODE_KEY], rows[size, NODE_FINE] = key, fine
+            rows[size, NODE_TIE], rows[size, NODE_ENTRY] = tie, entry
             size += 1
     order_nodes(rows, size)
-    return waiting, rows, size
+    return rows, size
 
 
 @kernel
-def _lower_node(nodes: Rows, waiting: Rows, rows: Rows, size: Number, node: Number) -> Number:
+def _lower_node(sums: Rows, links: Links, nodes: Links, rows: Rows, size: Number, node: Number) -> Number:
     """Let the top row stand for `node` with its present first edge; returns the size of the queue of nodes."""
     if nodes[node, _TOP] == NONE:
         return drop_top(rows, size)
-    key, fine, tie, entry = _row(nodes, waiting, node)
+    key, fine, tie, entry = _row(sums, links, nodes, node)
     lower_top(rows, size, key, fine, tie, entry)
     return size
 
 
 @kernel
-def _merge_all(edges: Rows, nodes: Rows, table: Rows, limits: _Limits) -> Rows:
-    """Merge until nothing is left; returns a row (a, b, affinity sum, face count) for each merge."""
-    waiting, rows, size = _fill(edges, nodes, limits)
-    filled = fill_table(edges, table)
-    merges = np.empty((nodes.shape[0], 4), np.int64)
+def _merge_all(sums: Rows, links: Links, nodes: Links, sizes: Rows, table: Rows, limits: _Limits) -> tuple[Links, Rows]:
+    """Merge until nothing is left; returns rows (a, b) and (affinity sum, face count) of the merges."""
+    rows, size = _fill(sums, links, nodes, limits)
+    filled = fill_table(links, table)
+    pairs, scores = np.empty((nodes.shape[0], 2), np.int32), np.empty((nodes.shape[0], 2), np.int64)
     count = 0
     while size > 0:
-        node = rows[0, ENTRY] >> 32
-        if not nodes[node, _ALIVE] or nodes[node, _STAMP] != rows[0, ENTRY] & 0xFFFFFFFF:
+        node = rows[0, NODE_ENTRY] >> 32
+        if nodes[node, _STATE] == _ABSORBED or nodes[node, _STAMP] != rows[0, NODE_ENTRY] & 0xFFFFFFFF:
             size = drop_top(rows, size)
             continue
         edge = nodes[node, _TOP]
-        nodes[node, _TOP] = take_first(waiting, edge)
-        if edges[edge, FIRST] == GONE:
-            size = _lower_node(nodes, waiting, rows, size, node)
+        first, second = links[edge, FIRST], links[edge, SECOND]
+        if first == GONE:
+            nodes[node, _TOP] = take_first(sums, links, edge)
+            size = _lower_node(sums, links, nodes, rows, size, node)
             continue
-        first, second = edges[edge, FIRST], edges[edge, SECOND]
-        key, fine = _key(edges, edge, limits)
+        key, fine = _key(sums, links, edge, limits)
         rank = nodes[first ^ second ^ node, _RANK]
-        outdated = key != waiting[edge, KEY] or fine != waiting[edge, FINE] or rank != waiting[edge, QUEUED_RANK]
+        outdated = key != sums[edge, KEY] or fine != sums[edge, FINE] or rank != links[edge, RANK]
+        nodes[node, _TOP] = take_first(sums, links, edge)
         if outdated and (key, fine) >= (limits.key, limits.fine):
-            owner = _put_edge(edges, nodes, waiting, edge, key, fine)
-            size = _lower_node(nodes, waiting, rows, size, node)
+            owner = _put_edge(sums, links, nodes, edge, key, fine)
+            size = _lower_node(sums, links, nodes, rows, size, node)
             if owner != node and nodes[owner, _TOP] == edge:
                 nodes[owner, _STAMP] += 1
-                key, fine, tie, entry = _row(nodes, waiting, owner)
+                key, fine, tie, entry = _row(sums, links, nodes, owner)
                 rows = push_node(rows, size, key, fine, tie, entry)
                 size += 1
             continue
-        if outdated or min(nodes[first, _SIZE], nodes[second, _SIZE]) >= limits.size:
-            size = _lower_node(nodes, waiting, rows, size, node)
+        if outdated or min(sizes[first], sizes[second]) >= limits.size:
+            size = _lower_node(sums, links, nodes, rows, size, node)
             continue
-        if nodes[first, _FROZEN] or nodes[second, _FROZEN]:
-            nodes[first, _FROZEN] = nodes[second, _FROZEN] = True
-            size = _lower_node(nodes, waiting, rows, size, node)
+        if max(nodes[first, _STATE], nodes[second, _STATE]) == _FROZEN:
+            nodes[first, _STATE] = nodes[second, _STATE] = _FROZEN
+            size = _lower_node(sums, links, nodes, rows, size, node)
             continue
         a, b = nodes[first, _LABEL], nodes[second, _LABEL]
-        merges[count, 0], merges[count, 1] = min(a, b), max(a, b)
-        merges[count, 2], merges[count, 3] = edges[edge, TOTAL], edges[edge, FACES]
+        pairs[count, 0], pairs[count, 1] = min(a, b), max(a, b)
+        scores[count, 0], scores[count, 1] = sums[edge, TOTAL], sums[edge, FACES]
         count += 1
-        keep, gone, filled = merge_nodes(edges, nodes, table, filled, first, second, limits.by_mean)
-        _absorb(nodes, waiting, keep, gone)
-        size = _lower_node(nodes, waiting, rows, size, keep)
-    return merges[:count]
+        keep, gone, filled = merge_nodes(sums, links, nodes, table, filled, first, second, limits.by_mean)
+        sizes[keep] += sizes[gone]
+        nodes[keep, _TOP] = meld(sums, links, nodes[keep, _TOP], nodes[gone, _TOP])
+        _absorb(nodes, keep, gone)
+        size = _lower_node(sums, links, nodes, rows, size, keep)
+    return pairs[:count], scores[:count]
 
 
 @kernel
-def _absorb(nodes: Rows, waiting: Rows, keep: Number, gone: Number) -> None:
+def _absorb(nodes: Links, keep: Number, gone: Number) -> None:
     nodes[keep, _RANK] = max(nodes[keep, _RANK], nodes[gone, _RANK])
     nodes[keep, _LABEL] = min(nodes[keep, _LABEL], nodes[gone, _LABEL])
-    nodes[keep, _SIZE] += nodes[gone, _SIZE]
-    nodes[keep, _TOP] = meld(waiting, nodes[keep, _TOP], nodes[gone, _TOP])
     nodes[keep, _STAMP] += 1
-    nodes[gone, _ALIVE] = False
+    nodes[gone, _STATE] = _ABSORBED

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.errors import InvalidVolume
 from models.segmentation.hashing import hash_id, hash_pair
 from models.segmentation.jit import Number, kernel
-from models.segmentation.relabel import relabelled
+from models.segmentation.relabel import distinct, relabelled
 
 Ids = NDArray[np.uint64]
 _FIELDS = {
@@ -70,7 +70,7 @@ class RegionGraph:
     @property
     def ids(self) -> Ids:
         """Ids that have an edge, sorted."""
-        return np.unique(np.concatenate([self.u, self.v]))
+        return distinct(np.concatenate([self.u, self.v]))
 
     __hash__ = None  # type: ignore[assignment]
 

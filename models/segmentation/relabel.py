@@ -49,6 +49,12 @@ def indices_of(ids: Ids, keys: Ids) -> NDArray[np.int64]:
     return indices
 
 
+def distinct(ids: Ids) -> Ids:
+    """The ids that occur, sorted (several times as fast as `numpy.unique`, which hashes integers before it sorts)."""
+    ids = np.sort(ids)
+    return ids[np.concatenate([[True], ids[1:] != ids[:-1]])] if ids.size else ids
+
+
 def check_map(keys: Ids, values: Ids) -> None:
     """Raise `InvalidVolume` unless keys and values are uint64 of one length, keys sorted and each once."""
     if not (keys.dtype == values.dtype == np.uint64 and keys.ndim == 1 and keys.shape == values.shape):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
 from models.segmentation.jit import Number, kernel
-from models.segmentation.relabel import indices_of
+from models.segmentation.relabel import distinct, indices_of
 
 Ids = NDArray[np.uint64]
 
@@ -27,7 +27,7 @@ def union_find(first: Ids, second: Ids) -> tuple[Ids, Ids]:
             f"pairs: expected two uint64 arrays of one length, got {first.dtype} of {first.shape} and "
             f"{second.dtype} of {second.shape}"
         )
-    ids = np.unique(np.concatenate([first, second]))
+    ids = distinct(np.concatenate([first, second]))
     roots = _roots(indices_of(first, ids), indices_of(second, ids), ids.size)
     return ids, ids[roots]
 
