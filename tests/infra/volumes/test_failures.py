@@ -201,15 +201,12 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A host that answers with a status, is silent, or refuses connections; the environment points to it."""
-    from gcsfs.core import GCSFileSystem
-
-    GCSFileSystem.clear_instance_cache()
     listener = socket.socket()
     server = None
     if isinstance(request.param, int):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         server.status = request.param  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         port = server.server_port
     else:
         listener.bind(("127.0.0.1", 0))
