@@ -174,8 +174,8 @@ def _claim(folder: Folder, description: dict[str, Any]) -> None:
             name for name in description if name not in ("key", "versions") and held.get(name) != description[name]
         ]
         raise RunConflict(
-            f"{folder.url}: holds another run; different: {', '.join(different) or 'the pipeline'}. Choose another OUT, "
-            f"or delete this one"
+            f"{folder.url}: holds another run; different: {', '.join(different) or 'the pipeline'}. "
+            f"Choose another OUT, or delete this one"
         )
 
 

@@ -19,7 +19,7 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
     """Trace every segment of a label volume, on the Ray that this process belongs to.
 
     Writes `out`/swc/ID.swc and `out`/precomputed/, in nm. A second call goes on where the first stopped. Raises
-    `InvalidVolume` for something that is no label volume with a voxel size, `RunConflict` where `out` holds another run.
+    `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds another run.
     """
     volume = open_volume(segmentation)
     if volume.info.channels is not None or volume.info.dtype.kind not in "ui":

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline: its markers, its chunks, and `make(*arguments)`, which returns what is done to a chunk."""
+    """One stage of a pipeline: its markers, its chunks, and `make(*arguments)`: the function for one chunk."""
 
     ledger: Ledger
     chunks: tuple[Chunk, ...]
