@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -148,9 +148,12 @@ class Replicas:
         return counts
 
 
-async def _answer(response: Awaitable[Any]) -> Prediction | Problem:
+async def _answer(response: Any) -> Prediction | Problem:
     try:
         answer: Prediction | Problem = await response
+    except asyncio.CancelledError:  # the deadline, or the client went away: the replica need not go on
+        response.cancel()
+        raise
     except BackPressureError as error:
         raise Overloaded("too many requests wait for this model") from error
     except (DeploymentUnavailableError, RayActorError) as error:

@@ -186,15 +186,13 @@ def choose_reply(accept: str | None) -> str:
     return best
 
 
-def encode(array: NDArray[Any], media_type: str) -> bytes | memoryview:
+def encode(array: NDArray[Any], media_type: str) -> bytes:
     """The bytes of an array, C-ordered, as `NPY` or `RAW`."""
     array = np.ascontiguousarray(array)
-    voxels = array.data.cast("B")
-    if media_type == RAW:
-        return voxels
     header = io.BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return b"".join([header.getvalue(), voxels])
+    if media_type == NPY:
+        npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    return b"".join([header.getvalue(), array.data.cast("B")])
 
 
 def _quality(parameters: list[str]) -> float:
