@@ -82,19 +82,22 @@ class _Boundary:
             f"Content-Type: expected {bodies.RAW}, {bodies.NPY} or {bodies.JSON}, got {content[:100]!r}"
         )
 
+    def _card(self, name: str | None) -> ModelCard:
+        return find_card(self._cards, self._default if name is None else name)
+
     async def _by_reference(self, request: Request, query: PatchQuery) -> Response:
         if given := query.model_fields_set:
             raise InvalidInput(f"query: expected none beside a JSON body, which holds all, got {', '.join(given)}")
         bodies.check_length(request.headers.get("content-length"), bodies.MAX_JSON_BYTES)
         reference = _read_reference(await bodies.read_json(_pieces(request)))
         reply = bodies.choose_reply(request.headers.get("accept")) if reference.output is None else bodies.JSON
-        card = find_card(self._cards, reference.model or self._default)
+        card = self._card(reference.model)
         return _reply(await self._backend.predict_reference(card.name, reference), card, reply, None)
 
     async def _patch(self, request: Request, query: PatchQuery, content: str) -> Response:
         headers = request.headers
         reply = bodies.choose_reply(headers.get("accept"))
-        card = find_card(self._cards, query.model or self._default)
+        card = self._card(query.model)
         voxel_size = None if query.voxel_size_nm is None else _voxel_size(query.voxel_size_nm)
         if voxel_size is not None and not query.any_voxel_size:
             card.check_voxel_size(voxel_size)

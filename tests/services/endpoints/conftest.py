@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,10 +109,7 @@ def predictor(model: Model) -> Predictor:
     return Predictor(model)
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float) -> bool:
-    give_up = time.monotonic() + timeout_s
-    while not true():
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.05)
-    return True
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., AbstractContextManager[Server]]:
+    """`start_server(folder, *options)` is a context manager that runs a server of a test's own."""
+    return running
