@@ -70,8 +70,8 @@ def map_chunks(
     options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": 1}
     if placement.environment:
         options["runtime_env"] = {"env_vars": placement.environment}
+    size = min(placement.workers, len(rows))
     if placement.stateful:
-        size = min(placement.workers, len(rows))
         dataset = dataset.map_batches(
             _Worker,
             fn_constructor_args=(make, arguments, placement),
@@ -82,7 +82,7 @@ def map_chunks(
         dataset = dataset.map_batches(
             _run_once,  # type: ignore[arg-type]
             fn_args=(make, arguments, placement),
-            compute=ray.data.TaskPoolStrategy(size=placement.workers),
+            compute=ray.data.TaskPoolStrategy(size=size),
             **options,
         )
     failures = []

@@ -45,7 +45,8 @@ def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
         if address:
             ray.init(address=address, **common)
         else:
-            os.environ.setdefault("RAY_TQDM", "0")
+            # Ray warns of every actor pool that it could not restart after the driver's death; it could not anyway.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(
                 address="local",
                 include_dashboard=False,

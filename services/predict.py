@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infra.planner import PatchPlan, plan_patches, reflect
 from infra.runtimes.session import Session, open_session
 from models.catalog import Model, ModelCard, find_model
-from models.errors import InvalidInput, InvalidVolume
+from models.errors import InvalidInput, InvalidModel, InvalidVolume
 from models.geometry import Box, Triple, triple
 from models.tta import Symmetry, apply_to_image, mean_affinities, symmetries
 
@@ -175,6 +175,8 @@ class _Blend:
 
 
 def _to_uint8(probabilities: NDArray[Any]) -> NDArray[np.uint8]:
+    if not np.isfinite(probabilities.sum(dtype=np.float64)):
+        raise InvalidModel("prediction: the network returned values that are not finite")
     # 0 is left for edges that do not exist, so that a watershed can tell them from improbable ones.
     rounded: NDArray[np.uint8] = np.clip(np.rint(probabilities * np.float32(255)), 1, 255).astype(np.uint8)
     return rounded

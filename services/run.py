@@ -81,6 +81,11 @@ class Run:
     keys: dict[str, str]
 
     @property
+    def key(self) -> str:
+        """A digest of everything that decides the result."""
+        return digest("segment", self.keys)
+
+    @property
     def folder(self) -> Folder:
         """The output prefix."""
         return Folder(self.out)

@@ -40,8 +40,8 @@ def segment(
 
     from infra.cluster import cluster
     from models.errors import InvalidConfig
-    from services.pipelines.segment import Request
-    from services.pipelines.segment import segment as run
+    from services.pipelines.segment import Request, prepare
+    from services.pipelines.segment import segment as run_pipeline
     from services.run import SegmentOptions
 
     try:
@@ -60,8 +60,9 @@ def segment(
     request = Request(
         image, out, model, options, box, read_triple(chunk, "chunk"), any_voxel_size, read_voxel_size(voxel_size)
     )
+    run = prepare(request)
     with cluster(address):
-        summary = run(request)
+        summary = run_pipeline(run)
     print_summary(summary)
     print(f"{out}: done; look at it with: petavoxel view {out}")
 

@@ -10,7 +10,7 @@ from infra.objects import Folder
 from infra.volumes import open_volume
 from services.evaluate import SegmentationScores, evaluate_segmentation
 from services.overlay import write_overlay
-from services.pipelines.segment import Request, segment
+from services.pipelines.segment import Request, prepare, segment
 from services.pipelines.stage import Summary
 from services.run import SegmentOptions
 
@@ -35,7 +35,7 @@ def demo(out: Path) -> DemoResult:
     if folder.exists("progress/complete.json") and folder.read_json("run.json").get("image") == open_volume(image).url:
         folder.remove("")
     began = time.monotonic()
-    summary = segment(Request(image, str(out), MODEL, SegmentOptions()))
+    summary = segment(prepare(Request(image, str(out), MODEL, SegmentOptions())))
     seconds = time.monotonic() - began
     labels = open_volume(folder.at("segmentation.zarr"))
     truth = open_volume(f"{CROP}:/neurons")

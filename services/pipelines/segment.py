@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from infra.ledger import digest
 from infra.objects import Folder
 from infra.runtimes.session import chosen_runtime
 from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, open_volume
@@ -60,13 +59,11 @@ class Request:
     voxel_size_nm: VoxelSize | None = None
 
 
-def segment(request: Request) -> Summary:
+def segment(run: Run) -> Summary:
     """Run the pipeline on the Ray that this process belongs to, and return what each stage did.
 
-    Raises `NotFound`, `InvalidVolume`, `InvalidModel` for input that cannot be used, `RunConflict` where the output
-    prefix holds another run, `ChunkFailed` where chunks failed repeatedly.
+    `run` comes from `prepare`. Raises `ChunkFailed` where chunks failed repeatedly.
     """
-    run, description = prepare(request)
     summary = Summary()
     if run.folder.exists("progress/complete.json"):
         logger.info("%s: finished already", run.out)
@@ -79,7 +76,7 @@ def segment(request: Request) -> Summary:
         for stage in skeleton_stages(skeleton_job(run, run.options.skeletons)):
             run_stage(stage, summary)
     run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
-    run.folder.write_json("progress/complete.json", {"key": description["key"]})
+    run.folder.write_json("progress/complete.json", {"key": run.key})
     run.folder.remove("work")
     return summary
 
@@ -97,8 +94,12 @@ def stages(run: Run) -> Iterator[Stage]:
         yield Stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor))
 
 
-def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
-    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet."""
+def prepare(request: Request) -> Run:
+    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet.
+
+    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used, `RunConflict` where the
+    output prefix holds something else.
+    """
     model = find_model(request.model)
     image = open_volume(request.image, voxel_size_nm=request.voxel_size_nm)
     voxel_size = _check_image(image, model, request.any_voxel_size)
@@ -136,7 +137,7 @@ def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
     )
     description = {
         **source,
-        "key": digest("segment", keys),
+        "key": run.key,
         "voxel_size_nm": list(voxel_size),
         "offset_voxels": list(image.info.offset_voxels),
         "chunk_shape": list(chunk_shape),
@@ -144,7 +145,7 @@ def prepare(request: Request) -> tuple[Run, dict[str, Any]]:
         "versions": {name: importlib.metadata.version(name) for name in ("petavoxel", "ray", "numpy", "openvino")},
     }
     _claim(run.folder, description)
-    return run, description
+    return run
 
 
 def _check_image(image: Volume, model: Model, any_voxel_size: bool) -> VoxelSize:

@@ -24,7 +24,7 @@ def request(image: str, out: str | Path, model: Model, chunk: Triple | None = No
 
 def run_in_process(asked: Request, *, skeletons: bool = False, rng: np.random.Generator | None = None) -> Run:
     """All stages without Ray, the chunks of each in random order where `rng` is given."""
-    run, _ = prepare(asked)
+    run = prepare(asked)
     create_arrays(run)
     planned = list(stages(run))
     for stage in planned:

@@ -9,6 +9,7 @@ from pipeline_runs import OPTIONS, SHAPE, request, run_in_process
 
 from models.catalog import Model
 from models.geometry import Box
+from services.pipelines.segment import prepare
 from services.run import Run
 
 ARRAYS = ("affinities.zarr", "supervoxels.zarr", "segmentation.zarr")
@@ -83,10 +84,8 @@ def test_every_voxel_is_labelled_and_segments_are_unions_of_supervoxels(whole: d
 
 
 def test_options_change_only_what_they_decide(image: str, model: Model, tmp_path: Path) -> None:
-    from services.pipelines.segment import prepare
-
-    first, _ = prepare(request(image, tmp_path / "a", model))
+    first = prepare(request(image, tmp_path / "a", model))
     other = OPTIONS.model_copy(update={"agglomeration": OPTIONS.agglomeration.model_copy(update={"threshold": 0.6})})
-    second, _ = prepare(replace(request(image, tmp_path / "b", model), options=other))
+    second = prepare(replace(request(image, tmp_path / "b", model), options=other))
     same = {name for name in first.keys if first.keys[name] == second.keys[name]}
     assert same == {"predict", "watershed", "seams"}

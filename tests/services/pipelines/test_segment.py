@@ -132,7 +132,9 @@ def test_a_bucket_prefix_as_output(finished: Path, image: str, arguments: list[s
 
 
 def test_mistakes_end_in_one_line(image: str, model: Model, tmp_path: Path) -> None:
-    def volume(name: str, dtype: str, voxel_size: tuple[float, float, float] | None, channels: int | None = None) -> str:
+    def volume(
+        name: str, dtype: str, voxel_size: tuple[float, float, float] | None, channels: int | None = None
+    ) -> str:
         url = str(tmp_path / name)
         info = VolumeInfo(shape=(24, 24, 24), dtype=np.dtype(dtype), voxel_size_nm=voxel_size, channels=channels)
         create_volume(url, info).close()
