@@ -1,12 +1,10 @@
-"""A region graph whose segments can be merged: the data structure under both linkages.
+"""Merging two nodes of a graph: lists of half-edges, parallel edges, and nodes with very many edges (hubs).
 
-Nodes and edges are dense indices. All of an edge, its place in a queue included, is one row of 64 bytes, a cache line,
-seen as eight 64-bit integers (`sums`) or as sixteen 32-bit ones (`links`): a merge touches edges all over the memory,
-and waiting for them is most of its time.
-Every node has a linked list of its half-edges; half-edge h belongs to edge h >> 1. To merge two nodes, the one with the
-shorter list is walked and its list appended to the other's (small to large), so a half-edge moves O(log n) times.
-Parallel edges meet through a hash table from a pair of nodes to its edge. Entries of absorbed nodes stay in the table,
-since their pair is never looked up again, until it is rebuilt in place.
+Every node has a linked list of its half-edges. To merge two nodes, the one with the shorter list is walked and its list
+appended to the other's (small to large), so a half-edge moves O(log n) times. A parallel edge is found by marking the
+other ends of the longer list, if it is short too; if its node is a hub, by looking through the list of the third node;
+and if that is a hub as well, in a hash table of the edges between hubs. Only hubs have queues and table entries: most
+nodes have a dozen edges that lie close together, and looking at them all is faster than keeping them in order.
 
 Where two edges become one, the edge with the higher key keeps its number: then a queue that holds that edge holds an
 upper bound of the combined key too, because a combined edge is never better than the better of the two.
@@ -17,69 +15,73 @@ upper bound of the combined key too, because a combined edge is never better tha
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.segmentation.hashing import hash_id, table_bits
+from models.segmentation.edge_rows import (
+    FACES,
+    FIRST,
+    FREE,
+    GONE,
+    HEAD,
+    HUB,
+    LARGEST,
+    LENGTH,
+    NEXT,
+    NONE,
+    RANK,
+    SECOND,
+    STATE,
+    TAIL,
+    TOP,
+    TOTAL,
+    Limits,
+    Links,
+    Rows,
+)
+from models.segmentation.hashing import hash_id
+from models.segmentation.hub_queue import put_in
 from models.segmentation.jit import Number, kernel
-from models.segmentation.region_graph import RegionGraph
-from models.segmentation.relabel import indices_of
+from models.segmentation.ratios import ratio_key, ratio_order
 
-GONE = -1
-MAX_EDGES = 2**30 - 1
-"""Edges per graph; half-edges are numbered with 32 bits."""
-
-TOTAL, FACES, KEY, FINE = 0, 1, 2, 3  # columns of an edge in `sums`; the last two belong to the queue
-FIRST, SECOND, LARGEST, _NEXT, RANK, CHILD, SIBLING = 8, 9, 10, 11, 13, 14, 15  # in `links`; FIRST: GONE if no more
-_HEAD, _TAIL, _LENGTH, FREE_COLUMN = 0, 1, 2, 3  # columns of a node; the linkage uses those from FREE_COLUMN to 7
 _PAIR, _EDGE = 0, 1  # columns of the table
-_LINE = 64
-Rows = NDArray[np.int64]
-Links = NDArray[np.int32]
-
-
-def contraction_of(graph: RegionGraph, ids: NDArray[np.uint64]) -> tuple[Rows, Links, Links, Rows]:
-    """`sums`, `links`, node rows and the table of a graph whose nodes are the places of their ids in `ids` (sorted).
-
-    Raises `InvalidInput` for an id of the graph that is not among `ids`.
-    """
-    count = len(graph)
-    memory = np.empty((count + 1) * _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    lines = memory[start : start + count * _LINE]
-    sums, links = lines.view(np.int64).reshape(count, 8), lines.view(np.int32).reshape(count, 16)
-    sums[:, TOTAL], sums[:, FACES] = graph.affinity_sum, graph.face_count
-    links[:, FIRST], links[:, SECOND] = indices_of(graph.u, ids), indices_of(graph.v, ids)
-    links[:, LARGEST] = graph.affinity_max
-    nodes = np.zeros((ids.size, 8), np.int32)
-    nodes[:, [_HEAD, _TAIL]] = GONE
-    _link(links, nodes)
-    return sums, links, nodes, np.empty((1 << table_bits(count), 2), np.int64)
 
 
 @kernel
-def _link(links: Links, nodes: Links) -> None:
+def link_edges(links: Links, nodes: Links) -> None:
+    """Make the lists of half-edges of all nodes."""
+    nodes[:, HEAD] = nodes[:, TAIL] = NONE
+    nodes[:, LENGTH] = 0
     for edge in range(links.shape[0] - 1, -1, -1):
         for end in range(2):
             node = links[edge, FIRST + end]
-            links[edge, _NEXT + end] = nodes[node, _HEAD]
-            nodes[node, _HEAD] = 2 * edge + end
-            if nodes[node, _TAIL] == GONE:
-                nodes[node, _TAIL] = 2 * edge + end
-            nodes[node, _LENGTH] += 1
+            links[edge, NEXT + end] = nodes[node, HEAD]
+            nodes[node, HEAD] = 2 * edge + end
+            if nodes[node, TAIL] == NONE:
+                nodes[node, TAIL] = 2 * edge + end
+            nodes[node, LENGTH] += 1
 
 
 @kernel
-def fill_table(links: Links, table: Rows) -> Number:
-    """Enter the edges that are left into an empty table; returns their number."""
-    table[:, _EDGE] = GONE
-    filled = 0
-    for edge in range(links.shape[0]):
-        if links[edge, FIRST] != GONE:
-            pair = _pair(links[edge, FIRST], links[edge, SECOND])
-            slot = _slot(table, pair, _shift(table))
-            table[slot, _PAIR], table[slot, _EDGE] = pair, edge
-            filled += 1
-    return filled
+def key_of(sums: Rows, links: Links, edge: Number, limits: Limits) -> tuple[Number, Number]:
+    """Key of an edge: larger is better."""
+    if limits.by_mean:
+        return ratio_key(sums[edge, TOTAL], sums[edge, FACES])
+    return np.int64(links[edge, LARGEST]), 0
+
+
+@kernel
+def order_to_limit(sums: Rows, links: Links, edge: Number, limits: Limits) -> Number:
+    """Negative where the edge is too weak to be merged."""
+    if limits.by_mean:
+        return ratio_order(sums[edge, TOTAL], sums[edge, FACES], limits.numerator, limits.denominator)
+    return links[edge, LARGEST] - limits.numerator
+
+
+@kernel
+def empty_table() -> Rows:
+    """The table of edges between hubs."""
+    table = np.empty((64, 2), np.int64)
+    table[:, _EDGE] = NONE
+    return table
 
 
 @kernel
@@ -88,107 +90,164 @@ def _pair(a: Number, b: Number) -> Number:
 
 
 @kernel
-def _shift(table: Rows) -> Number:
+def _slot(table: Rows, pair: Number) -> Number:
+    """Slot that holds the pair, or the empty one where it belongs."""
     bits = 0
     while (1 << bits) < table.shape[0]:
         bits += 1
-    return np.uint64(64 - bits)
-
-
-@kernel
-def _slot(table: Rows, pair: Number, shift: Number) -> Number:
-    """Slot that holds the pair, or the empty one where it belongs."""
-    slot = np.int64(hash_id(np.uint64(pair), shift))
-    mask = table.shape[0] - 1
-    while table[slot, _EDGE] != GONE and table[slot, _PAIR] != pair:
-        slot = (slot + 1) & mask
+    slot = np.int64(hash_id(np.uint64(pair), np.uint64(64 - bits)))
+    while table[slot, _EDGE] != NONE and table[slot, _PAIR] != pair:
+        slot = (slot + 1) & (table.shape[0] - 1)
     return slot
 
 
 @kernel
-def _ratio_above(total: Number, count: Number, other_total: Number, other_count: Number) -> Number:
-    """Whether total / count > other_total / other_count, exactly, for int64 >= 0 with counts >= 1."""
-    if count < 1 << 27 and other_count < 1 << 27:  # totals are at most 255 times the counts
-        return total * other_count > other_total * count
-    while True:
-        whole, other_whole = total // count, other_total // other_count
-        if whole != other_whole:
-            return whole > other_whole
-        total -= whole * count
-        other_total -= other_whole * other_count
-        if total == 0 or other_total == 0:
-            return total > 0
-        # both below 1: compare the inverses the other way round
-        total, count, other_total, other_count = other_count, other_total, count, total
+def _enter(table: Rows, filled: Number, a: Number, b: Number, edge: Number) -> tuple[Rows, Number]:
+    """Let the pair of hubs lead to `edge`. Pairs of absorbed nodes stay: nobody asks for them any more."""
+    if 2 * filled >= table.shape[0]:
+        grown = np.empty((2 * table.shape[0], 2), np.int64)
+        grown[:, _EDGE] = NONE
+        for row in table:
+            if row[_EDGE] != NONE:
+                grown[_slot(grown, row[_PAIR])] = row
+        table = grown
+    slot = _slot(table, _pair(a, b))
+    filled += table[slot, _EDGE] == NONE
+    table[slot, _PAIR], table[slot, _EDGE] = _pair(a, b), edge
+    return table, filled
 
 
 @kernel
-def _higher(sums: Rows, links: Links, edge: Number, other: Number, by_mean: Number) -> Number:
-    """Whether `edge` has a higher mean affinity (or largest affinity) than `other`."""
-    if not by_mean:
-        return links[edge, LARGEST] > links[other, LARGEST]
-    return _ratio_above(sums[edge, TOTAL], sums[edge, FACES], sums[other, TOTAL], sums[other, FACES])
-
-
-@kernel
-def merge_nodes(
-    sums: Rows, links: Links, nodes: Links, table: Rows, filled: Number, a: Number, b: Number, by_mean: Number
-) -> tuple[Number, Number, Number]:
-    """Merge two nodes; returns the one that stays, the one that is gone, and how full the table is at most.
-
-    Parallel edges add sums and counts and keep the largest affinity, under the number of the one that is higher.
-    """
-    keep, gone = (a, b) if nodes[a, _LENGTH] >= nodes[b, _LENGTH] else (b, a)
-    filled += nodes[gone, _LENGTH]
-    if 4 * filled > 3 * table.shape[0]:
-        filled = fill_table(links, table) + nodes[gone, _LENGTH]
-    shift = _shift(table)
-    half, first, last, moved = nodes[gone, _HEAD], GONE, GONE, 0
-    while half != GONE:
+def _parallel(links: Links, nodes: Links, table: Rows, hub: Number, other: Number) -> Number:
+    """The edge between a hub and another node, or NONE."""
+    if nodes[other, HUB]:
+        return table[_slot(table, _pair(hub, other)), _EDGE]
+    half = nodes[other, HEAD]
+    while half != NONE:
         edge = half >> 1
-        following = links[edge, _NEXT + (half & 1)]
-        if links[edge, FIRST] != GONE and _move_edge(sums, links, table, shift, edge, gone, keep, by_mean):
-            if last == GONE:
+        if links[edge, FIRST] != GONE and links[edge, FIRST] ^ links[edge, SECOND] ^ other == hub:
+            return edge
+        half = links[edge, NEXT + (half & 1)]
+    return NONE
+
+
+@kernel
+def _mark(links: Links, nodes: Links, marks: Links, node: Number, clear: Number) -> None:
+    """Let `marks` of the other ends of a node's edges lead to the edge, or to nothing again."""
+    half = nodes[node, HEAD]
+    while half != NONE:
+        edge = half >> 1
+        if links[edge, FIRST] != GONE:
+            marks[links[edge, FIRST] ^ links[edge, SECOND] ^ node] = NONE if clear else edge
+        half = links[edge, NEXT + (half & 1)]
+
+
+@kernel
+def _higher(sums: Rows, links: Links, edge: Number, other: Number, limits: Limits) -> Number:
+    if limits.by_mean:
+        return ratio_order(sums[edge, TOTAL], sums[edge, FACES], sums[other, TOTAL], sums[other, FACES]) > 0
+    return links[edge, LARGEST] > links[other, LARGEST]
+
+
+@kernel
+def _combined(sums: Rows, links: Links, edge: Number, parallel: Number, limits: Limits) -> Number:
+    """Make two edges one: sums and counts add, the largest affinity stays. Returns the number it has."""
+    stays, ends = (edge, parallel) if _higher(sums, links, edge, parallel, limits) else (parallel, edge)
+    sums[stays, TOTAL] += sums[ends, TOTAL]
+    sums[stays, FACES] += sums[ends, FACES]
+    links[stays, LARGEST] = max(links[stays, LARGEST], links[ends, LARGEST])
+    links[ends, FIRST] = GONE
+    return stays
+
+
+@kernel
+def queue_half(sums: Rows, links: Links, keys: Rows, nodes: Links, node: Number, half: Number, limits: Limits) -> None:
+    """Put a half-edge into its hub's queue, unless it is too weak."""
+    edge = half >> 1
+    if order_to_limit(sums, links, edge, limits) >= 0:
+        key, fine = key_of(sums, links, edge, limits)
+        rank = nodes[links[edge, FIRST] ^ links[edge, SECOND] ^ node, RANK]
+        nodes[node, TOP] = put_in(links, keys, nodes[node, TOP], half, key, fine, rank)
+
+
+@kernel
+def make_hub(
+    sums: Rows, links: Links, keys: Rows, nodes: Links, table: Rows, filled: Number, node: Number, limits: Limits
+) -> tuple[Rows, Number]:
+    """Make a node with many edges a hub: its edges enter its queue, those to other hubs the table."""
+    nodes[node, HUB], nodes[node, TOP] = True, NONE
+    half = nodes[node, HEAD]
+    while half != NONE:
+        edge = half >> 1
+        if links[edge, FIRST] != GONE:
+            if nodes[node, STATE] == FREE:
+                queue_half(sums, links, keys, nodes, node, half, limits)
+            other = links[edge, FIRST] ^ links[edge, SECOND] ^ node
+            if nodes[other, HUB]:
+                table, filled = _enter(table, filled, node, other, edge)
+        half = links[edge, NEXT + (half & 1)]
+    return table, filled
+
+
+@kernel
+def _append(links: Links, nodes: Links, node: Number, first: Number, last: Number) -> None:
+    """Append the half-edges from `first` to `last` (NONE: none) to a node's list."""
+    if last == NONE:
+        return
+    links[last >> 1, NEXT + (last & 1)] = NONE
+    tail = nodes[node, TAIL]
+    if tail == NONE:
+        nodes[node, HEAD] = first
+    else:
+        links[tail >> 1, NEXT + (tail & 1)] = first
+    nodes[node, TAIL] = last
+
+
+@kernel
+def move_edges(
+    sums: Rows,
+    links: Links,
+    keys: Rows,
+    nodes: Links,
+    marks: Links,
+    table: Rows,
+    filled: Number,
+    gone: Number,
+    keep: Number,
+    limits: Limits,
+) -> tuple[Rows, Number]:
+    """Make the edges of `gone` edges of `keep`, which has the longer list; parallel ones become one."""
+    hub = nodes[keep, HUB]
+    if not hub:
+        _mark(links, nodes, marks, keep, False)
+    half, first, last = nodes[gone, HEAD], NONE, NONE
+    while half != NONE:
+        edge = half >> 1
+        following = links[edge, NEXT + (half & 1)]
+        other = links[edge, FIRST] ^ links[edge, SECOND] ^ gone
+        if links[edge, FIRST] == GONE or other == keep:
+            links[edge, FIRST] = GONE
+            half = following
+            continue
+        parallel = _parallel(links, nodes, table, keep, other) if hub else marks[other]
+        stays = edge if parallel == NONE else _combined(sums, links, edge, parallel, limits)
+        if hub and nodes[other, HUB]:
+            table, filled = _enter(table, filled, keep, other, stays)
+        if stays == edge:
+            links[edge, FIRST + (half & 1)] = keep
+            if hub and not nodes[gone, HUB]:
+                queue_half(sums, links, keys, nodes, keep, half, limits)
+            if last == NONE:
                 first = half
             else:
-                links[last >> 1, _NEXT + (last & 1)] = half
+                links[last >> 1, NEXT + (last & 1)] = half
             last = half
-            moved += 1
+            nodes[keep, LENGTH] += 1
+            if not hub:
+                marks[other] = edge
         half = following
-    if last != GONE:
-        links[last >> 1, _NEXT + (last & 1)] = GONE
-        tail = nodes[keep, _TAIL]
-        if tail == GONE:
-            nodes[keep, _HEAD] = first
-        else:
-            links[tail >> 1, _NEXT + (tail & 1)] = first
-        nodes[keep, _TAIL] = last
-        nodes[keep, _LENGTH] += moved
-    nodes[gone, _HEAD] = nodes[gone, _TAIL] = GONE
-    nodes[gone, _LENGTH] = 0
-    return keep, gone, filled
-
-
-@kernel
-def _move_edge(
-    sums: Rows, links: Links, table: Rows, shift: Number, edge: Number, gone: Number, keep: Number, by_mean: Number
-) -> Number:
-    """Make an edge of `gone` one of `keep`; returns whether it lives on under its number."""
-    other = links[edge, FIRST] ^ links[edge, SECOND] ^ gone
-    if other == keep:
-        links[edge, FIRST] = GONE
-        return False
-    pair = _pair(keep, other)
-    slot = _slot(table, pair, shift)
-    parallel = table[slot, _EDGE]
-    stays = edge
-    if parallel != GONE:
-        stays, ends = (edge, parallel) if _higher(sums, links, edge, parallel, by_mean) else (parallel, edge)
-        sums[stays, TOTAL] += sums[ends, TOTAL]
-        sums[stays, FACES] += sums[ends, FACES]
-        links[stays, LARGEST] = max(links[stays, LARGEST], links[ends, LARGEST])
-        links[ends, FIRST] = GONE
-    if stays == edge:
-        links[edge, FIRST], links[edge, SECOND] = keep, other
-    table[slot, _PAIR], table[slot, _EDGE] = pair, stays
-    return stays == edge
+    _append(links, nodes, keep, first, last)
+    if not hub:
+        _mark(links, nodes, marks, keep, True)
+        marks[gone] = NONE
+    return table, filled

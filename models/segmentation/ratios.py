@@ -62,3 +62,22 @@ def _digits(rest: Number, count: Number, bits: Number) -> tuple[Number, Number]:
         rest -= digit * count
         bits -= step
     return digits, rest
+
+
+@kernel
+def ratio_order(total: Number, count: Number, other_total: Number, other_count: Number) -> Number:
+    """1, 0 or -1 as total / count is above, equal to or below the other ratio, exactly; ranges as in `ratio_key`."""
+    sign = 1
+    while max(count, other_count) >= 1 << 27:  # below, the products of totals and counts fit into 63 bits
+        whole, other_whole = total // count, other_total // other_count
+        if whole != other_whole:
+            return sign if whole > other_whole else -sign
+        total -= whole * count
+        other_total -= other_whole * other_count
+        if total == 0 or other_total == 0:
+            return 0 if total == other_total else (sign if total > 0 else -sign)
+        # both below 1: compare the inverses the other way round
+        total, count, other_total, other_count = count, total, other_count, other_total
+        sign = -sign
+    left, right = total * other_count, other_total * count
+    return 0 if left == right else (sign if left > right else -sign)

@@ -1,5 +1,6 @@
 """Both linkages against a slow global queue, whole and divided into a hierarchy of parts."""
 
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InvalidInput, InvalidVolume
+from models.segmentation import linkage
 from models.segmentation.agglomeration import agglomerate
 from models.segmentation.merge_tree import MergeTree, cut
 from models.segmentation.region_graph import RegionGraph
@@ -16,6 +18,19 @@ from models.segmentation.segments import Segments
 from models.segmentation.small_basins import merge_small_basins
 
 BASE = 2**33
+
+
+@contextmanager
+def hubs_beyond(edges):
+    """Let nodes with more than so many edges be hubs; small graphs have none otherwise."""
+    usual, linkage.HUB_EDGES = linkage.HUB_EDGES, edges
+    try:
+        yield
+    finally:
+        linkage.HUB_EDGES = usual
+
+
+hub_edges = st.sampled_from([0, 1, 3, linkage.HUB_EDGES])
 
 
 def uint64(values):
@@ -127,19 +142,22 @@ def segments_of(sizes, frozen=()):
 
 
 @settings(max_examples=200, deadline=None)
-@given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]))
-def test_agglomeration_equals_the_slow_queue(case, threshold):
+@given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]), hub_edges)
+def test_agglomeration_equals_the_slow_queue(case, threshold, hub_edges):
     rows, sizes = case
     graph, sizes = graph_of([row[:5] for row in rows]), total_sizes(sizes)
-    check(agglomerate(graph, threshold, segments_of(sizes)), mean_queue(rows_of(graph), sizes, threshold))
+    with hubs_beyond(hub_edges):
+        result = agglomerate(graph, threshold, segments_of(sizes))
+    check(result, mean_queue(rows_of(graph), sizes, threshold))
 
 
 @settings(max_examples=200, deadline=None)
-@given(parts(), st.integers(0, 20), st.integers(1, 255))
-def test_small_basins_equal_the_slow_queue(case, size_threshold, min_affinity):
+@given(parts(), st.integers(0, 20), st.integers(1, 255), hub_edges)
+def test_small_basins_equal_the_slow_queue(case, size_threshold, min_affinity, hub_edges):
     rows, sizes = case
     graph, sizes = graph_of([row[:5] for row in rows]), total_sizes(sizes)
-    result = merge_small_basins(graph, segments_of(sizes), size_threshold=size_threshold, min_affinity=min_affinity)
+    with hubs_beyond(hub_edges):
+        result = merge_small_basins(graph, segments_of(sizes), size_threshold=size_threshold, min_affinity=min_affinity)
     check(result, basin_queue(rows_of(graph), sizes, size_threshold, min_affinity))
 
 
@@ -185,12 +203,13 @@ def hierarchical(rows, sizes, link, *, only_waiting):
 
 
 @settings(max_examples=400, deadline=None)
-@given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.booleans())
-def test_agglomeration_of_a_hierarchy_equals_the_whole(case, threshold, only_waiting):
+@given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.booleans(), hub_edges)
+def test_agglomeration_of_a_hierarchy_equals_the_whole(case, threshold, only_waiting, hub_edges):
     rows, sizes = case
     graph = graph_of([row[:5] for row in rows])
     whole = agglomerate(graph, threshold, segments_of(total_sizes(sizes)))
-    merges, left = hierarchical(rows, sizes, lambda g, s: agglomerate(g, threshold, s), only_waiting=only_waiting)
+    with hubs_beyond(hub_edges):
+        merges, left = hierarchical(rows, sizes, lambda g, s: agglomerate(g, threshold, s), only_waiting=only_waiting)
     expected = MergeTree.joined([whole.merges])
     for name in ("a", "b", "affinity_sum", "face_count"):
         np.testing.assert_array_equal(getattr(merges, name), getattr(expected, name))
@@ -198,17 +217,16 @@ def test_agglomeration_of_a_hierarchy_equals_the_whole(case, threshold, only_wai
 
 
 @settings(max_examples=400, deadline=None)
-@given(parts(), st.integers(0, 20), st.integers(1, 255), st.booleans())
-def test_small_basins_of_a_hierarchy_equal_the_whole(case, size_threshold, min_affinity, only_waiting):
+@given(parts(), st.integers(0, 20), st.integers(1, 255), st.booleans(), hub_edges)
+def test_small_basins_of_a_hierarchy_equal_the_whole(case, size_threshold, min_affinity, only_waiting, hub_edges):
     rows, sizes = case
 
     def link(graph, segments):
         return merge_small_basins(graph, segments, size_threshold=size_threshold, min_affinity=min_affinity)
 
     whole = link(graph_of([row[:5] for row in rows]), segments_of(total_sizes(sizes)))
-    merges, left = hierarchical(rows, sizes, link, only_waiting=only_waiting)
-    expected = cut(whole.merges, 0, whole.merges.b[:0])
-    assert expected[0].size == 0
+    with hubs_beyond(hub_edges):
+        merges, left = hierarchical(rows, sizes, link, only_waiting=only_waiting)
     np.testing.assert_array_equal(cut(merges, 0), cut(whole.merges, 0))
     assert only_waiting or left == whole.graph
 
@@ -283,6 +301,35 @@ def test_a_plateau_around_a_hub_takes_no_quadratic_time():
     assert len(agglomerate(graph, 0.5).merges) == leaves  # minutes, were every edge touched at every merge
     segments = Segments.of(graph.ids, np.ones(leaves + 1, np.int64))
     assert len(merge_small_basins(graph, segments, size_threshold=2, min_affinity=1).merges) == leaves
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_graphs_give_the_same_with_and_without_hubs(seed):
+    rng = np.random.default_rng(seed)
+    ends = np.minimum(rng.integers(1, 400, (6000, 2)), rng.integers(1, 4000, (6000, 2)))  # few of high degree
+    faces = rng.integers(1, 4, 6000)
+    values = rng.integers(0, 4, 6000) * 85
+    columns = ends[:, 0].astype(np.uint64), ends[:, 1].astype(np.uint64), faces * values, faces
+    graph = RegionGraph.aggregated(*columns, values.astype(np.uint8))
+    segments = Segments.of(
+        graph.ids, rng.integers(1, 50, graph.ids.size), frozen_ids=graph.ids[:: 29 if seed % 2 else 10**6]
+    )
+    results = []
+    for hub_edges in (2, 20, 10**6):
+        with hubs_beyond(hub_edges):
+            results.append(
+                (
+                    agglomerate(graph, 0.3, segments),
+                    merge_small_basins(graph, segments, size_threshold=99, min_affinity=90),
+                )
+            )
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert len(one.merges) > 10
+            np.testing.assert_array_equal(one.merges.a, two.merges.a)
+            np.testing.assert_array_equal(one.merges.b, two.merges.b)
+            np.testing.assert_array_equal(one.segments.frozen, two.segments.frozen)
+            assert one.graph == two.graph
 
 
 def test_nothing_to_merge():
