@@ -22,7 +22,7 @@ from services.endpoints.api import create_api
 from services.endpoints.boundary import Boundary, Prediction
 from services.endpoints.config import ServeConfig
 from services.endpoints.gate import Gate
-from services.endpoints.problems import Overloaded, Problem, Stopping
+from services.endpoints.problems import Overloaded, Problem, Unavailable
 from services.endpoints.references import Prefixes
 from services.endpoints.schemas import Reference
 
@@ -103,7 +103,7 @@ class Ingress:
         self, config: ServeConfig, cards: dict[str, ModelCard], handles: dict[str, DeploymentHandle[Any]]
     ) -> None:
         self._config, self._cards = config, cards
-        self._gate = Gate()
+        self._gate = Gate(config.open_requests)
         self._backend = Replicas(handles)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -157,5 +157,5 @@ async def _answer(response: Any) -> Prediction | Problem:
     except BackPressureError as error:
         raise Overloaded("too many requests wait for this model") from error
     except (DeploymentUnavailableError, RayActorError) as error:
-        raise Stopping("the model's replica is not there; it is started again") from error
+        raise Unavailable("the model's replica is not there; it is started again") from error
     return answer

@@ -56,3 +56,8 @@ class ServeConfig(BaseModel):
     def replica_cpus(self) -> int:
         """Logical CPUs that Ray sets aside for one replica."""
         return self.threads or 1
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that the ingress takes in at a time: what replicas hold and what waits, twice, to read bodies."""
+        return 2 * len(self.models) * (self.max_queued_requests + self.ongoing * self.replicas)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from services.endpoints.problems import Stopping
+from services.endpoints.problems import Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Counts open requests, and refuses new ones once the server stops."""
+    """Counts open requests, and refuses new ones beyond `limit`, or once the server stops.
 
-    def __init__(self) -> None:
+    An open request may hold a whole image and its affinities, so `limit` also bounds the memory.
+    """
+
+    def __init__(self, limit: int) -> None:
         self.stopping = False
+        self._limit = limit
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> None:
         if self.stopping:
-            raise Stopping("the server is stopping")
+            raise Unavailable("the server is stopping")
+        if self._open >= self._limit:
+            raise Overloaded(f"{self._limit} requests are open already")
         self._open += 1
         self._idle.clear()
 

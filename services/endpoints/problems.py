@@ -51,8 +51,8 @@ class Overloaded(PetavoxelError, RuntimeError):
     status = 429
 
 
-class Stopping(PetavoxelError, RuntimeError):
-    """The server is stopping, or has not started; try again later."""
+class Unavailable(PetavoxelError, RuntimeError):
+    """The server or its model is starting, stopping or being replaced; try again later."""
 
     status = 503
 

@@ -89,9 +89,13 @@ def _ready(url: str) -> bool:
 
 
 def _causes(status: ApplicationStatusOverview) -> str:
-    """What Serve says about deployments that are not healthy, the end of long texts."""
+    """What Serve says about deployments that are not healthy: the last lines, where a traceback names its error."""
     texts = [d.message for d in status.deployments.values() if d.message and d.status != "HEALTHY"]
-    return " ".join(" ".join(text.split())[-600:] for text in texts or [status.message]) or status.status
+    lines = [
+        text.strip().splitlines()[-1].removeprefix("models.errors.")
+        for text in texts or [status.message or status.status]
+    ]
+    return "; ".join(dict.fromkeys(lines))
 
 
 def _drain(config: ServeConfig) -> None:

@@ -22,7 +22,7 @@ import pytest
 from models.catalog import Model
 from services.predict import Predictor
 
-DEADLINE_S = 6.0
+DEADLINE_S = 4.0
 Start = Callable[..., AbstractContextManager[Any]]
 
 
@@ -44,6 +44,7 @@ def test_limits_and_stop(start_server: Start, model: Model, predictor: Predictor
     with start_server(tmp_path, *options) as server:
         _slow_requests_are_given_up(server.url)
         _crowds_are_refused(server.url)
+        _a_killed_replica_is_replaced(server)
         _open_requests_outlive_sigterm(server, predictor)
 
 
@@ -58,8 +59,8 @@ def _slow_requests_are_given_up(url: str) -> None:
 
 
 def _crowds_are_refused(url: str) -> None:
-    with ThreadPoolExecutor(16) as pool:
-        replies = [reply for reply, _ in pool.map(lambda _: _post(url, 72), range(16))]
+    with ThreadPoolExecutor(12) as pool:
+        replies = [reply for reply, _ in pool.map(lambda _: _post(url, 64), range(12))]
     codes = [reply.status_code for reply in replies]
     assert 429 in codes
     assert 200 in codes
@@ -70,10 +71,31 @@ def _crowds_are_refused(url: str) -> None:
             assert reply.json()["type"] == "/problems/overloaded"
 
 
+def _replica(server: Any) -> psutil.Process:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return next(child for child in children if "ServeReplica:petavoxel:boundary" in " ".join(child.cmdline()))
+
+
+def _a_killed_replica_is_replaced(server: Any) -> None:
+    killed = _replica(server)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(_post, server.url, 128)
+        time.sleep(0.4)
+        killed.kill()
+        lost, _ = waiting.result()
+    assert lost.status_code == 503, lost.text[:300]
+    assert lost.json()["type"] == "/problems/unavailable"
+    assert lost.headers["retry-after"] == "5"
+    give_up = time.monotonic() + 60
+    while (reply := _post(server.url, 8)[0]).status_code in (503, 504) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert reply.status_code == 200, reply.text[:300]
+    assert _replica(server).pid != killed.pid
+
+
 def _open_requests_outlive_sigterm(server: Any, predictor: Predictor) -> None:
     extent = 96
     children = psutil.Process(server.process.pid).children(recursive=True)
-    assert any("ServeReplica" in " ".join(child.cmdline()) for child in children)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_post, server.url, extent)
         time.sleep(0.4)
