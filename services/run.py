@@ -62,8 +62,8 @@ class SegmentOptions(BaseModel):
 class Run:
     """A segmentation run; picklable.
 
-    `domain` is the box that is segmented, in voxels of the image; arrays of the run begin at its start. `keys` holds per
-    stage the digest of all that decides the stage's output.
+    `domain` is the box that is segmented, in voxels of the image; arrays of the run begin at its start. `keys` holds
+    per stage the digest of all that decides its output.
     """
 
     image: str

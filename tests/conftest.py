@@ -17,8 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from models.catalog import Model, PatchRules, Training
+
+settings.register_profile("petavoxel", deadline=None)
+settings.load_profile("petavoxel")
 
 BUCKET = "petavoxel-test"
 

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -93,10 +92,7 @@ def export_checkpoint(
     Raises `InvalidModel` where the checkpoint is not readable, has no nearest-neighbour channels, or where the engine's
     probabilities are off by more than `PARITY` or not finite.
     """
-    try:
-        content = read_checkpoint(checkpoint)
-    except UnpicklingError as error:
-        raise InvalidModel(f"{checkpoint}: not a petavoxel checkpoint") from error
+    content = read_checkpoint(checkpoint)
     network, offsets = _network(content, checkpoint)
     normalisation = Normalisation("uint8", **content["normalisation"])
     z, y, x = (float(size) for size in content["voxel_size_nm"])

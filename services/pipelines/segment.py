@@ -97,8 +97,8 @@ def stages(run: Run) -> Iterator[Stage]:
 def prepare(request: Request) -> Run:
     """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet.
 
-    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used, `RunConflict` where the
-    output prefix holds something else.
+    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used, `RunConflict` where
+    the output prefix holds something else.
     """
     model = find_model(request.model)
     image = open_volume(request.image, voxel_size_nm=request.voxel_size_nm)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import InvalidConfig, InvalidModel, InvalidVolume
+from models.geometry import NEAREST
+from models.networks.rsunet import RSUNet, RSUNetConfig
+from models.training.augmentation import AugmentationOptions
+from models.training.loop import LoopOptions, Trainer, read_checkpoint
+from models.training.sampler import LabelledVolume, PatchSampler
+
+OFFSETS = (*NEAREST, (0, 0, -3))
+NETWORK = RSUNetConfig.isotropic(4, (4, 6))
+NM = (10.0, 10.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def volume() -> LabelledVolume:
+    """Slabs of two labels with dark walls between them."""
+    labels = np.repeat(np.arange(1, 9), 6)[None, None, :].repeat(30, 0).repeat(36, 1)
+    image = np.where(np.arange(48) % 6 == 0, 40, 180).astype(np.uint8)
+    return LabelledVolume(np.broadcast_to(image, labels.shape).copy(), labels, NM)
+
+
+def trainer(volume: LabelledVolume, steps: int, **options: object) -> Trainer:
+    augmentation = AugmentationOptions(misalignment_voxels=2)
+    sampler = PatchSampler((volume,), OFFSETS, (16, 16, 16), augmentation, 0, 0.5, seed=11)
+    return Trainer(NETWORK, sampler, LoopOptions(steps=steps, warmup_steps=4, validate_every=1000, **options))  # type: ignore[arg-type]
+
+
+def state(made: Trainer) -> list[bytes]:
+    networks = (made.network, made.averaged)
+    return [value.numpy().tobytes() for network in networks for value in network.state_dict().values()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_ends_with_the_same_bytes(volume: LabelledVolume, tmp_path: Path, precision: str) -> None:
+    threads = torch.get_num_threads()
+    straight = trainer(volume, 6, precision=precision)
+    list(straight.run())
+    first = trainer(volume, 6, precision=precision)
+    for progress in first.run():
+        if progress.step == 3:
+            first.save(tmp_path / "last.pt", NM, {"recipe": "test"})
+            break
+    second = trainer(volume, 6, precision=precision)
+    second.resume(tmp_path / "last.pt")
+    assert [progress.step for progress in second.run()] == [4, 5, 6]
+    assert state(second) == state(straight)
+    assert torch.get_num_threads() == threads
+
+
+def test_it_learns(volume: LabelledVolume) -> None:
+    made = trainer(volume, 60, learning_rate=5e-3, average_decay=0.9)
+    before = made.validate((volume,))["loss"]
+    losses = [progress.primary_loss for progress in made.run()]
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
+    after = made.validate((volume,))
+    assert after["loss"] < 0.7 * before
+    assert after["balanced_error"] < 0.3
+
+
+def test_the_rate_warms_up_stays_and_cools_down() -> None:
+    options = LoopOptions(steps=100, learning_rate=1.0, warmup_steps=10, cooldown_fraction=0.3)
+    rates = [options.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:70] == [1.0] * 60
+    assert rates[99] == pytest.approx(1 / 30)
+    assert [options.cooling(step) for step in (69, 70)] == [False, True]
+
+
+def test_patches_are_the_same_for_the_same_step(volume: LabelledVolume) -> None:
+    sampler = trainer(volume, 1).sampler
+    for a, b in ((sampler.batch(4, 2), sampler.batch(4, 2)),):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.targets, b.targets)
+    assert not np.array_equal(sampler.batch(4, 2).image, sampler.batch(5, 2).image)
+
+
+def test_wrong_inputs_are_refused(volume: LabelledVolume, tmp_path: Path) -> None:
+    sampler = trainer(volume, 1).sampler
+    with pytest.raises(InvalidConfig, match="channel"):
+        Trainer(RSUNetConfig.isotropic(3, (4, 6)), sampler, LoopOptions(steps=1))
+    with pytest.raises(InvalidConfig, match="patch"):
+        PatchSampler((volume,), OFFSETS, (16, 16, 24), AugmentationOptions(), 0, 0.5, 1)
+    with pytest.raises(InvalidVolume, match="at least"):
+        PatchSampler((volume,), OFFSETS, (64, 64, 64), AugmentationOptions(), 0, 0.5, 1)
+    with pytest.raises(InvalidVolume, match="uint8"):
+        LabelledVolume(volume.image.astype(np.float32), volume.labels, NM)  # type: ignore[arg-type]
+    garbage = tmp_path / "garbage.pt"
+    garbage.write_bytes(b"not a checkpoint")
+    for path in (garbage, tmp_path / "missing.pt"):
+        with pytest.raises(InvalidModel, match="checkpoint"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("config", [RSUNetConfig.isotropic(3, (4, 6, 8)), RSUNetConfig.anisotropic(3, (4, 6, 8))])
+def test_networks_keep_the_extent_of_divisible_patches(config: RSUNetConfig) -> None:
+    z, y, x = (2 * d for d in config.divisor)
+    assert RSUNet(config).eval()(torch.zeros(1, 1, z, y, x)).shape == (1, 3, z, y, x)
+
+
+@pytest.mark.parametrize("wrong", [{"widths": ()}, {"pooling": ()}, {"first_kernel": (2, 3, 3)}])
+def test_impossible_networks_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfig, match="network"):
+        RSUNetConfig(3, **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from models.geometry import NEAREST
+from models.training.targets import affinity_targets, balance_weights, long_range_offsets, widen_boundaries
+
+
+def slow_targets(labels: np.ndarray, offset: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    targets, mask = np.zeros(labels.shape), np.zeros(labels.shape)
+    for p in np.ndindex(labels.shape):
+        q = tuple(a + o for a, o in zip(p, offset, strict=True))
+        if min(q) >= 0:
+            mask[p] = labels[p] != 0 and labels[q] != 0
+            targets[p] = labels[p] == labels[q] != 0
+    return targets, mask
+
+
+@pytest.mark.parametrize("offset", [*NEAREST, (-3, 0, 0), (0, -2, -1), (-1, -2, -3)])
+def test_targets_are_the_definition(offset: tuple[int, int, int]) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint64) << 40
+    targets, mask = affinity_targets(labels, (offset,), boundary_voxels=0)
+    expected, known = slow_targets(labels, offset)
+    np.testing.assert_array_equal(targets[0], expected)
+    np.testing.assert_array_equal(mask[0], known)
+
+
+def test_widened_boundaries_cut_nearest_affinities_only() -> None:
+    labels = np.ones((3, 4, 8), np.int64)
+    labels[:, :, 4:] = 2
+    widened = widen_boundaries(labels, 1)
+    np.testing.assert_array_equal(np.unique(np.argwhere(widened == 0)[:, 2]), [3, 4])
+    targets, _ = affinity_targets(labels, ((0, 0, -1), (0, 0, -3)), boundary_voxels=1)
+    np.testing.assert_array_equal(targets[0, 0, 0], [0, 1, 1, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(targets[1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 1])
+
+
+def test_full_balance_gives_both_classes_the_same_weight() -> None:
+    rng = np.random.default_rng(1)
+    targets = (rng.random((2, 8, 9, 10)) < 0.8).astype(np.float32)
+    mask = (rng.random(targets.shape) < 0.9).astype(np.float32)
+    weights = balance_weights(targets, mask, exponent=1.0)
+    for channel in range(2):
+        ones = weights[channel][targets[channel] == 1].sum()
+        assert ones == pytest.approx(weights[channel][targets[channel] == 0].sum(), rel=1e-4)
+    np.testing.assert_array_equal(weights[mask == 0], 0)
+    np.testing.assert_array_equal(balance_weights(targets, mask, exponent=0.0), mask)
+
+
+def test_offsets_follow_the_voxel_size() -> None:
+    assert (-27, 0, 0) in long_range_offsets((10, 10, 10))
+    assert [o[0] for o in long_range_offsets((40, 4, 4)) if o[0]] == [-2, -3, -4]
