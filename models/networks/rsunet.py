@@ -95,9 +95,7 @@ class RSUNet(nn.Module):
             _Residual(before, width, config.first_kernel)
             for before, width in zip((widths[0], *widths[:-1]), widths, strict=True)
         )
-        self.lift = nn.ModuleList(
-            nn.Conv3d(deep, fine, 1, bias=False) for fine, deep in pairwise(widths)
-        )
+        self.lift = nn.ModuleList(nn.Conv3d(deep, fine, 1, bias=False) for fine, deep in pairwise(widths))
         self.up = nn.ModuleList(_Residual(width, width, config.first_kernel) for width in widths[:-1])
         self.head = nn.Conv3d(widths[0], config.out_channels, 1)
 
