@@ -67,7 +67,7 @@ from models.segmentation.jit import Number, kernel
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.ratios import MAX_FACES, ratio_order
 from models.segmentation.region_graph import RegionGraph
-from models.segmentation.relabel import indices_of
+from models.segmentation.relabel import distinct, indices_of
 from models.segmentation.segments import Segments
 
 HUB_EDGES = 32
@@ -114,7 +114,8 @@ def _link(graph: RegionGraph, segments: Segments, limits: Limits) -> Linkage:
         raise InvalidVolume(f"region graph: expected at most {MAX_FACES} faces, got {int(graph.face_count.sum())}")
     sums, links = edge_rows(graph, segments.ids)
     nodes = np.zeros((len(segments), 8), np.int32)
-    comparison, nodes[:, RANK] = np.unique(segments.comparison_ids, return_inverse=True)
+    comparison = distinct(segments.comparison_ids)
+    nodes[:, RANK] = indices_of(segments.comparison_ids, comparison)
     nodes[:, LABEL] = np.arange(len(segments))
     nodes[:, STATE] = np.where(segments.frozen, FROZEN, FREE)
     sizes = segments.sizes.copy()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
-from models.segmentation.relabel import indices_of
+from models.segmentation.relabel import distinct, indices_of
 
 Ids = NDArray[np.uint64]
 
@@ -43,7 +43,7 @@ class Segments:
         if (self.sizes < 0).any():
             raise InvalidVolume("segments: expected sizes of at least 0")
         free = self.comparison_ids[~self.frozen]
-        if np.unique(free).size != free.size:
+        if distinct(free).size != free.size:
             raise InvalidVolume("segments: expected segments that are not frozen to have different comparison ids")
 
     def __len__(self) -> int:
