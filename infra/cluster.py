@@ -55,5 +55,5 @@ def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
                 object_store_memory=256 * 2**20,
                 **common,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises a bare Exception where its processes are too slow to start
         raise RuntimeUnavailable(f"Ray {address or 'embedded'}: cannot start or connect ({error})") from error

@@ -24,7 +24,7 @@ class WatershedOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     low: Fraction = 0.0
-    high: Annotated[float, Field(ge=0, le=1.01)] = 0.99
+    high: Annotated[float, Field(ge=0, le=1.004)] = 0.996
 
     @model_validator(mode="after")
     def _ordered(self) -> WatershedOptions:
@@ -41,9 +41,9 @@ class AgglomerationOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    basin_voxels: Annotated[int, Field(ge=0)] = 50
+    basin_voxels: Annotated[int, Field(ge=0)] = 300
     basin_affinity: Fraction = 0.0
-    threshold: Fraction = 0.5
+    threshold: Fraction = 0.22
 
 
 class SegmentOptions(BaseModel):

@@ -73,7 +73,3 @@ def _fail(message: str, code: int) -> None:
     sys.stderr.flush()
     logging.shutdown()
     os._exit(code) if code == 130 else sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

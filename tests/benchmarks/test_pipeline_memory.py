@@ -57,7 +57,7 @@ def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
         )
         with create_volume(url, info) as volume:
             volume.write(volume.box, mirrored(image, extent))
-        command = [sys.executable, "-m", "services.cli.main", "segment", url, str(out), "--chunk", "128,128,128"]
+        command = [sys.executable, "-m", "services.cli", "segment", url, str(out), "--chunk", "128,128,128"]
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         largest, together = peak_memory(process)

@@ -18,7 +18,7 @@ def test_demo_segments_scores_and_draws_without_torch(tmp_path: Path) -> None:
     (forbidden / "__init__.py").write_text("raise ImportError('the demonstration must not load torch')\n")
     environment = {**os.environ, "PYTHONPATH": str(forbidden.parent), "COLUMNS": "120"}
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "services.cli.main", "demo", str(out)]
+    command = [sys.executable, "-m", "services.cli", "demo", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert Image.open(out / "overlay.png").width >= 1000

@@ -20,7 +20,7 @@ CHUNK = "16,24,20"
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "services.cli.main", *arguments]
+    return [sys.executable, "-m", "services.cli", *arguments]
 
 
 def petavoxel(*arguments: str) -> subprocess.CompletedProcess[str]:
