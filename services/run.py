@@ -114,7 +114,7 @@ class Run:
         return Ledger(self.folder, stage, self.keys[stage])
 
     def storage_chunk(self) -> Triple:
-        """Extent of the pieces that arrays are stored in: it divides the chunk, so that no two workers share a piece."""
+        """Extent of the pieces that arrays are stored in: it divides the chunk, so no two workers share a piece."""
         z, y, x = (_piece(extent) for extent in self.chunk_shape)
         return z, y, x
 
