@@ -21,12 +21,13 @@ def test_demo_segments_scores_and_draws_without_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "services.cli", "demo", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert Image.open(out / "overlay.png").width >= 1000
+    with Image.open(out / "overlay.png") as picture:
+        assert picture.width >= 1000
     voi = re.search(r"VOI\D+([0-9.]+) bits", done.stdout)
     rand = re.search(r"adapted Rand error\D+([0-9.]+) ", done.stdout)
     assert voi is not None, done.stdout
     assert rand is not None, done.stdout
-    # Figures of the shipped network are in tests/benchmarks/RESULTS.md; bf16 and fp32 machines differ slightly.
-    assert float(voi.group(1)) < 1.2
-    assert float(rand.group(1)) < 0.1
+    # tests/benchmarks/RESULTS.md has 0.980 and 0.134; machines without bf16 differ slightly.
+    assert float(voi.group(1)) < 1.05
+    assert float(rand.group(1)) < 0.16
     assert list((out / "skeletons" / "swc").glob("*.swc"))

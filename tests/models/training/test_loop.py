@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ def volume() -> LabelledVolume:
     return LabelledVolume(np.broadcast_to(image, labels.shape).copy(), labels, NM)
 
 
-def trainer(volume: LabelledVolume, steps: int, **options: object) -> Trainer:
-    augmentation = AugmentationOptions(misalignment_voxels=2)
-    sampler = PatchSampler((volume,), OFFSETS, (16, 16, 16), augmentation, 0, 0.5, seed=11)
+def trainer(volume: LabelledVolume, steps: int, *, defects: bool = True, **options: object) -> Trainer:
+    none = dict.fromkeys((field.name for field in fields(AugmentationOptions) if field.name != "isotropic"), 0)
+    augmentation = AugmentationOptions(misalignment_voxels=2) if defects else AugmentationOptions(**none)  # type: ignore[arg-type]
+    sampler = PatchSampler((volume,), OFFSETS, (16, 16, 16), augmentation, 1, 1.0, seed=11)
     return Trainer(NETWORK, sampler, LoopOptions(steps=steps, warmup_steps=4, validate_every=1000, **options))  # type: ignore[arg-type]
 
 
@@ -53,10 +55,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(volume: LabelledVolume, tmp_path
 
 
 def test_it_learns(volume: LabelledVolume) -> None:
-    made = trainer(volume, 60, learning_rate=5e-3, average_decay=0.9)
+    made = trainer(volume, 200, defects=False, learning_rate=5e-3, average_decay=0.9)
     before = made.validate((volume,))["loss"]
     losses = [progress.primary_loss for progress in made.run()]
-    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
+    assert np.median(losses[-10:]) < 0.7 * np.median(losses[:10])
     after = made.validate((volume,))
     assert after["loss"] < 0.7 * before
     assert after["balanced_error"] < 0.3
