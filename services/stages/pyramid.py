@@ -12,7 +12,7 @@ from services.run import Run
 
 
 def pyramid_factors(shape: Triple, voxel_size_nm: VoxelSize) -> tuple[Triple, ...]:
-    """Factors z, y, x between neighbouring levels, until the coarsest fits 128 voxels; coarse axes wait for fine ones."""
+    """Factors z, y, x between levels, until the coarsest fits 128 voxels; thick axes wait for thin ones."""
     factors: list[Triple] = []
     extent, size = list(shape), list(voxel_size_nm)
     while max(extent) > 128 and len(factors) < 12:
@@ -24,7 +24,7 @@ def pyramid_factors(shape: Triple, voxel_size_nm: VoxelSize) -> tuple[Triple, ..
 
 
 def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:
-    """The function that fills chunks of `level` of `segmentation.zarr` from `level` - 1; chunks are boxes of the level."""
+    """The function that fills `level` of `segmentation.zarr` from `level` - 1; chunks are boxes of the level."""
     finer = run.volume("segmentation.zarr", level=level - 1)
     coarser = run.volume("segmentation.zarr", writable=True, level=level)
     ledger = run.ledger(f"pyramid_{level}")
