@@ -122,15 +122,13 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
     Raises `RunConflict` where the folder holds a run with another configuration; a changed number of steps or other
     loop option is allowed, and takes effect from the step reached.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "last.pt"
+    trainer, validation = config.trainer(data), config.validation_volumes(data)
     _claim(config, folder)
-    trainer = config.trainer(data)
     if checkpoint.exists():
         trainer.resume(checkpoint)
         logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
     provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
-    validation = config.validation_volumes(data)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with SummaryWriter(str(folder / "logs")) as board, Progress(*columns) as bar:
         task = bar.add_task(config.name, total=config.loop.steps, completed=trainer.step)
@@ -148,6 +146,7 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
 
 def _claim(config: TrainConfig, folder: Path) -> None:
     """Store the configuration, or check that the folder's is the same but for the loop."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     asked = config.model_dump(mode="json")
     if path.exists():

@@ -1,0 +1,75 @@
+"""`petavoxel train` on a small volume: a checkpoint, logs, going on, and mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.training.loop import read_checkpoint
+
+pytestmark = pytest.mark.timeout(300)
+
+CONFIG = """
+name: small
+voxel_size_nm: [10, 10, 10]
+train: [{image: "data.npz:raw", labels: "data.npz:labels", box: "0:24,0:30,0:30"}]
+validation: [{image: "data.npz:raw", labels: "data.npz:labels", box: "24:40,0:30,0:30"}]
+network: {preset: isotropic, widths: [4, 6]}
+patch: [16, 16, 16]
+seed: 3
+augmentation: {noise: 0.02}
+loop: {steps: 4, batch_size: 1, warmup_steps: 2, validate_every: 2, checkpoint_every: 2, precision: fp32}
+"""
+
+
+def train(folder: Path, config: str, out: str = "run") -> subprocess.CompletedProcess[str]:
+    (folder / "config.yaml").write_text(config)
+    arguments = [str(folder / "config.yaml"), str(folder / out), "--data", str(folder), "--threads", "1"]
+    command = [sys.executable, "-m", "services.cli", "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    labels = np.repeat(np.arange(1, 7, dtype=np.uint32), 5)[None, None, :].repeat(40, 0).repeat(30, 1)
+    raw = np.where(np.arange(30) % 5 == 0, 50, 180).astype(np.uint8)
+    np.savez_compressed(tmp_path / "data.npz", raw=np.broadcast_to(raw, labels.shape), labels=labels)
+    return tmp_path
+
+
+def test_a_longer_run_goes_on_and_ends_as_if_never_stopped(data: Path) -> None:
+    done = train(data, CONFIG)
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(data / "run" / "last.pt")["step"] == 4
+    assert list((data / "run" / "logs").glob("events.*"))
+    constant = CONFIG.replace("warmup_steps: 2", "warmup_steps: 2, cooldown_fraction: 0.0")
+    for out, steps in (("long", 6), ("parts", 2), ("parts", 6)):
+        done = train(data, constant.replace("steps: 4", f"steps: {steps}"), out)
+        assert done.returncode == 0, done.stderr
+    long, parts = (read_checkpoint(data / out / "last.pt") for out in ("long", "parts"))
+    assert long["step"] == parts["step"] == 6
+    for name, value in long["state"].items():
+        assert value.numpy().tobytes() == parts["state"][name].numpy().tobytes(), name
+
+
+def test_mistakes_end_in_one_line(data: Path) -> None:
+    cases = [
+        (2, "wdths", CONFIG.replace("widths", "wdths")),
+        (2, "unknown keys stps", CONFIG.replace("steps: 4", "stps: 4")),
+        (2, "probabilities", CONFIG.replace("noise: 0.02", "blur_probability: 3")),
+        (2, "not YAML", "a: [1"),
+        (3, "missing.npz", CONFIG.replace("data.npz:raw", "missing.npz:raw")),
+        (2, "patch", CONFIG.replace("[16, 16, 16]", "[16, 16, 24]")),
+        (2, "at least", CONFIG.replace("[16, 16, 16]", "[64, 64, 64]")),
+    ]
+    for code, text, config in cases:
+        done = train(data, config, "bad")
+        last = done.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in done.stderr, done.stderr
+        assert (done.returncode, text in last) == (code, True), last
+    train(data, CONFIG)
+    other = train(data, CONFIG.replace("seed: 3", "seed: 4"))
+    assert other.returncode == 6
+    assert "seed" in other.stderr
