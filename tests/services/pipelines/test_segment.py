@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -174,3 +176,42 @@ def test_mistakes_end_in_one_line(image: str, model: Model, tmp_path: Path) -> N
         assert text in line, (given, line)
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
     assert not Path(out).exists()
+
+
+def test_joins_a_running_cluster(finished: Path, image: str, arguments: list[str], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    ray = str(Path(sys.executable).with_name("ray"))
+    folder = Path(tempfile.mkdtemp(prefix="pvx-", dir="/tmp"))  # Ray's sockets need a short path
+    start = [ray, "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
+    start += ["--node-ip-address=127.0.0.1", "--num-cpus=3", "--disable-usage-stats", "--min-worker-port=0"]
+    head = subprocess.Popen(
+        [*start, "--max-worker-port=0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        give_up = time.monotonic() + 60
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < give_up, "Ray did not start"
+            time.sleep(0.2)
+        out = tmp_path / "out"
+        done = subprocess.run(
+            command("segment", image, str(out), *arguments, "--address", f"127.0.0.1:{port}"),
+            capture_output=True, text=True, timeout=300, check=False, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert contents(out) == contents(finished)
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(image: str, arguments: list[str], tmp_path: Path) -> None:
+    done = petavoxel("segment", image, str(tmp_path / "out"), *arguments, "--address", "127.0.0.1:1")
+    assert done.returncode == 8
+    assert "127.0.0.1:1" in refusal(done)
