@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **common)
         else:
             # Ray warns of every actor pool that it could not restart after the driver's death; it could not anyway.
@@ -57,3 +59,11 @@ def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
             )
     except Exception as error:  # Ray raises a bare Exception where its processes are too slow to start
         raise RuntimeUnavailable(f"Ray {address or 'embedded'}: cannot start or connect ({error})") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at host:port; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
