@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -41,7 +41,6 @@ class Placement:
     stateful: bool = False
     tries: int = 3
     pause_s: float = 1.0
-    environment: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 def map_chunks(
@@ -68,8 +67,6 @@ def map_chunks(
     rows = [{"index": list(chunk.index), "box": str(chunk.box)} for chunk in chunks]
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": 1}
-    if placement.environment:
-        options["runtime_env"] = {"env_vars": placement.environment}
     size = min(placement.workers, len(rows))
     if placement.stateful:
         dataset = dataset.map_batches(
