@@ -21,6 +21,7 @@ from infra.settings import Settings
 from infra.volumes.failures import storage_errors
 from infra.volumes.location import Location
 from infra.volumes.stores import Objects
+from infra.written import Written
 from models.errors import NotFound, StorageFailed
 
 Arrays = dict[str, NDArray[Any]]
@@ -42,9 +43,10 @@ class Folder:
         """The URL of `name` below this folder."""
         return f"{self.url}/{name}"
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> Written:
         """Store `content` as one object; a reader sees what was there before or all of it."""
         self._objects().write(name, content)
+        return Written.content(self.at(name), content)
 
     def read(self, name: str) -> bytes:
         """The bytes of one object; raises `NotFound` where there is none."""
@@ -71,9 +73,9 @@ class Folder:
         if below.occupied() or below.read() is not None:
             below.delete_all()
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Written:
         """Store a JSON object, keys sorted, so that equal content has equal bytes."""
-        self.write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        return self.write(name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object; raises `StorageFailed` where it is damaged."""
@@ -87,12 +89,12 @@ class Folder:
 
     def write_table(
         self, name: str, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
-    ) -> None:
+    ) -> Written:
         """Store 1D arrays of one length as a Parquet table; `metadata` becomes the schema's."""
         table = pa.table({key: pa.array(column) for key, column in columns.items()})
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(dict(metadata or {})), sink, compression="zstd")
-        self.write(name, sink.getvalue())
+        return self.write(name, sink.getvalue())
 
     def read_table(self, name: str) -> Arrays:
         """Read a Parquet table as 1D arrays."""
@@ -101,11 +103,11 @@ class Folder:
             table = pq.read_table(io.BytesIO(content))
             return {key: table.column(key).to_numpy() for key in table.column_names}
 
-    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Written:
         """Store named arrays as one `.npz` (never pickled)."""
         sink = io.BytesIO()
         np.savez_compressed(sink, allow_pickle=False, **arrays)
-        self.write(name, sink.getvalue())
+        return self.write(name, sink.getvalue())
 
     def read_arrays(self, name: str) -> Arrays:
         """Read what `write_arrays` wrote."""

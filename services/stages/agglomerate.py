@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
 from models.geometry import Chunk
 from models.segmentation.agglomeration import agglomerate as agglomerate_graph
 from models.segmentation.merge_tree import MergeTree, cut
@@ -67,7 +66,7 @@ def agglomerate(run: Run) -> ChunkFunction:
             run.work.write_table(
                 f"map/{name}.parquet", {"fragment": table["id"], "supervoxel": supervoxels, "segment": of_chunk}
             )
-        ledger.mark(chunk.name, checksum=checksum([ids, segment_of]), report={})
+        ledger.mark(chunk, [])
         return {"supervoxels": int(ids.size), "edges": len(graph), "segments": int(segments.size)}
 
     return apply

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
 from infra.volumes import open_volume
+from infra.written import Written
 from models.geometry import Chunk
 from services.predict import Predictor
 from services.run import Run
@@ -22,8 +22,9 @@ def predict(run: Run) -> ChunkFunction:
 
     def apply(chunk: Chunk) -> Report:
         predicted = predictor.predict_box(image.read, run.volume_shape, chunk.box)
-        affinities.write(run.local(chunk.box), predicted)
-        ledger.mark(chunk.name, checksum=checksum([predicted]), report={"box": str(chunk.box)})
+        box = run.local(chunk.box)
+        affinities.write(box, predicted)
+        ledger.mark(chunk, [Written.voxels(affinities.url, box, predicted)])
         return {}
 
     return apply

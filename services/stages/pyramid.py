@@ -6,7 +6,7 @@ import numpy as np
 import tinybrain
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
+from infra.written import Written
 from models.geometry import Box, Chunk, Triple, VoxelSize
 from services.run import Run
 
@@ -39,7 +39,7 @@ def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:
         (small,) = tinybrain.downsample_segmentation(np.asfortranarray(padded), factor=factor, num_mips=1)
         small = np.ascontiguousarray(small).reshape(box.shape)
         coarser.write(box, small)
-        ledger.mark(chunk.name, checksum=checksum([small]), report={"box": str(box)})
+        ledger.mark(chunk, [Written.voxels(coarser.url, box, small, level)])
         return {}
 
     return apply

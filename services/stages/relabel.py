@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
+from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.relabel import relabelled
 from services.run import Run
@@ -24,7 +24,8 @@ def relabel(run: Run) -> ChunkFunction:
         segments = relabelled(found, table["fragment"], table["segment"])
         supervoxels.write(box, parts)
         segmentation.write(box, segments)
-        ledger.mark(chunk.name, checksum=checksum([parts, segments]), report={"box": str(chunk.box)})
+        outputs = [Written.voxels(supervoxels.url, box, parts), Written.voxels(segmentation.url, box, segments)]
+        ledger.mark(chunk, outputs)
         return {}
 
     return apply

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
 from models.geometry import Box, Chunk
 from models.segmentation.region_graph import RegionGraph, face_graph
 from models.segmentation.watershed import Face, seam_pairs
@@ -31,9 +30,11 @@ def seams(run: Run) -> ChunkFunction:
             graphs.append(face_graph(own, before, face.affinity))
         joined = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0), np.uint64)
         graph = RegionGraph.sum_of(graphs)
-        run.work.write_table(f"pairs/{chunk.name}.parquet", {"a": joined[0], "b": joined[1]})
-        write_graph(run.work, f"face_graph/{chunk.name}.parquet", graph)
-        ledger.mark(chunk.name, checksum=checksum([joined, graph.u, graph.v]), report={"box": str(chunk.box)})
+        outputs = [
+            run.work.write_table(f"pairs/{chunk.name}.parquet", {"a": joined[0], "b": joined[1]}),
+            write_graph(run.work, f"face_graph/{chunk.name}.parquet", graph),
+        ]
+        ledger.mark(chunk, outputs)
         return {"pairs": int(joined.shape[1])}
 
     return apply

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import Ledger, checksum
+from infra.ledger import Ledger
 from infra.objects import Arrays, Folder
 from infra.skeletons import PrecomputedSkeletons, Skeleton, to_swc
 from infra.volumes import open_volume
@@ -67,8 +67,7 @@ def count(job: SkeletonJob) -> ChunkFunction:
 
     def apply(chunk: Chunk) -> Report:
         ids, voxels = segment_sizes(volume.read(chunk.box).astype(np.uint64, copy=False))
-        work.write_table(f"counts/{chunk.name}.parquet", {"segment": ids, "voxels": voxels})
-        ledger.mark(chunk.name, checksum=checksum([ids, voxels]), report={"box": str(chunk.box)})
+        ledger.mark(chunk, [work.write_table(f"counts/{chunk.name}.parquet", {"segment": ids, "voxels": voxels})])
         return {}
 
     return apply
@@ -96,10 +95,10 @@ def trace(job: SkeletonJob) -> ChunkFunction:
         for segment, fragment in fragments:
             spilled[segment % buckets].append((segment, fragment))
         arrays = [_pack(spilled[bucket]) for bucket in range(buckets)]
-        for bucket, packed in enumerate(arrays):
-            work.write_arrays(f"fragments/{bucket}/{chunk.name}.npz", packed)
-        sums = checksum(array for packed in arrays for array in packed.values())
-        ledger.mark(chunk.name, checksum=sums, report={"box": str(chunk.box)})
+        outputs = [
+            work.write_arrays(f"fragments/{bucket}/{chunk.name}.npz", packed) for bucket, packed in enumerate(arrays)
+        ]
+        ledger.mark(chunk, outputs)
         return {"fragments": len(fragments)}
 
     return apply
@@ -118,11 +117,9 @@ def join(job: SkeletonJob) -> ChunkFunction:
                 segments[segment].append(fragment)
         joined = [(segment, merge_fragments(segments[segment], options=job.options)) for segment in sorted(segments)]
         joined = [(segment, skeleton) for segment, skeleton in joined if len(skeleton.vertices)]
-        for segment, skeleton in joined:
-            out.write(f"swc/{segment}.swc", to_swc(skeleton).encode())
+        outputs = [out.write(f"swc/{segment}.swc", to_swc(skeleton).encode()) for segment, skeleton in joined]
         precomputed.write(joined)
-        sums = checksum(array for _, s in joined for array in (s.vertices, s.edges, s.radii))
-        ledger.mark(chunk.name, checksum=sums, report={"skeletons": len(joined)})
+        ledger.mark(chunk, outputs, {"skeletons": len(joined)})
         return {"skeletons": len(joined), "cable_nm": sum(s.cable_length_nm for _, s in joined)}
 
     return apply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.chunk_map import ChunkFunction, Report
-from infra.ledger import checksum
+from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.region_graph import region_graph, segment_sizes
 from models.segmentation.watershed import watershed_chunk
@@ -34,11 +34,15 @@ def watershed(run: Run) -> ChunkFunction:
             if face is not None
             for kind in ("joined", "affinity")
         }
-        fragments.write(run.local(chunk.box), found.fragments)
-        write_graph(run.work, f"graph/{chunk.name}.parquet", graph)
-        run.work.write_table(f"sizes/{chunk.name}.parquet", {"id": ids, "voxels": sizes})
-        run.work.write_arrays(f"faces/{chunk.name}.npz", faces)
-        ledger.mark(chunk.name, checksum=checksum([found.fragments]), report={"box": str(chunk.box)})
+        box = run.local(chunk.box)
+        fragments.write(box, found.fragments)
+        outputs = [
+            Written.voxels(fragments.url, box, found.fragments),
+            write_graph(run.work, f"graph/{chunk.name}.parquet", graph),
+            run.work.write_table(f"sizes/{chunk.name}.parquet", {"id": ids, "voxels": sizes}),
+            run.work.write_arrays(f"faces/{chunk.name}.npz", faces),
+        ]
+        ledger.mark(chunk, outputs)
         return {"fragments": int(ids.size), "edges": len(graph)}
 
     return apply
