@@ -16,6 +16,8 @@ class Settings(BaseSettings):
 
     storage_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds until an operation on one stored object is given up, retries included; large objects get more."""
+    storage_request_timeout_s: float = Field(default=15.0, gt=0)
+    """Seconds without a byte after which one request is given up and tried again, within the operation's time."""
     storage_slowest_bytes_per_s: float = Field(default=1e6, gt=0)
     """Every byte to move adds its time at this rate to the timeout, so slow links are not taken for dead ones."""
     storage_anonymous: bool = False

@@ -21,7 +21,8 @@ from infra.settings import Settings
 from infra.volumes.base import Volume
 from infra.volumes.info import DOCUMENT, VolumeInfo, info_of_array
 from infra.volumes.location import Location
-from infra.volumes.stores import Objects
+from infra.volumes.presence import confirm_present, has_blank_piece, refuse_vanished_folder
+from infra.volumes.stores import Objects, amazon_endpoint
 from models.errors import InvalidVolume, NotFound
 from models.geometry import Box, Triple, VoxelSize
 
@@ -35,22 +36,33 @@ class PrecomputedVolume(Volume):
 
     format = "precomputed"
 
-    def __init__(self, location: Location, info: VolumeInfo, store: Any, **options: Any) -> None:
+    def __init__(self, location: Location, info: VolumeInfo, store: Any, scale: str, **options: Any) -> None:
         super().__init__(location, info, **options)
+        self._scale = scale
         zyx = store[ts.d["channel", "z", "y", "x"].transpose[:]][ts.d["z", "y", "x"].translate_to[0, 0, 0]]
         self._store = zyx if info.channels is not None else zyx[0]
 
     def _read(self, box: Box) -> NDArray[Any]:
         nbytes = box.size * self.info.dtype.itemsize * (self.info.channels or 1)
         future = self._store[(..., *box.slices())].read(order="C")
-        return np.asarray(future.result(timeout=self.settings.timeout_s(nbytes)))
+        found = np.asarray(future.result(timeout=self.settings.timeout_s(nbytes)))
+        if has_blank_piece(found, box, self.info.chunk_shape or self.info.shape):
+            confirm_present(self._objects(), "info", self._same)
+        return found
+
+    def _same(self, content: bytes) -> bool:
+        return _scale_text(json.loads(content), self.level) == self._scale
+
+    def _objects(self) -> Objects:
+        return Objects(self.location, self.settings)
 
     def _write(self, box: Box, array: NDArray[Any]) -> None:
+        refuse_vanished_folder(self.location, "info")
         future = self._store[(..., *box.slices())].write(array)
         future.result(timeout=self.settings.timeout_s(array.nbytes))
 
     def _stamp(self) -> str:
-        return Objects(self.location, self.settings).stamp("info")
+        return self._objects().stamp("info")
 
 
 def open_(
@@ -70,7 +82,12 @@ def open_(
     opened = ts.open(spec, open=True, read=True, write=writable, context=_context(settings))
     store = opened.result(timeout=settings.timeout_s())
     options = {"writable": writable, "level": level, "voxel_size_nm": voxel_size_nm, "settings": settings}
-    return PrecomputedVolume(location, info, store, **options)
+    return PrecomputedVolume(location, info, store, _scale_text(stored, level), **options)
+
+
+def _scale_text(stored: Mapping[str, Any], level: int) -> str:
+    """What decides how a scale's objects are read."""
+    return json.dumps([stored["data_type"], stored.get("num_channels", 1), stored["scales"][level]], sort_keys=True)
 
 
 def _info(stored: Mapping[str, Any], level: int, url: str) -> VolumeInfo:
@@ -162,7 +179,7 @@ def _kvstore(location: Location, settings: Settings) -> dict[str, Any]:
         return {"driver": "gcs", "bucket": bucket, "path": path}
     if location.scheme == "s3":
         spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        if endpoint := amazon_endpoint():
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
             spec |= {"endpoint": endpoint, "aws_region": region}
         if settings.storage_anonymous:

@@ -1,6 +1,9 @@
 """The stores that volumes lie on: small objects, zarr stores and file systems, with time limits and our errors.
 
-A dead host must fail within about `Settings.storage_timeout_s`, and no store's own retry loop may keep a worker longer.
+The libraries retry: gcsfs six times over half a minute (408, 429, 500 to 504, broken and silent connections, bodies
+that end early), botocore and s3fs the same with the attempts set here, tensorstore with those set in its context. A dead
+host must fail within about `Settings.storage_timeout_s`, so every operation has that limit around the library's
+retries, and a silent request its own, shorter one, so that it is tried again in time.
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ from fsspec import AbstractFileSystem
 from infra.settings import Settings
 from infra.volumes.failures import storage_errors
 from infra.volumes.location import Location
+from infra.volumes.metering import count, http_trace
 from models.errors import InvalidVolume, RuntimeUnavailable
+
+AMAZON_ATTEMPTS = 6
+"""Attempts of one request to S3, as many as gcsfs makes; they wait up to 1, 2, 4, 8 and 16 s in between."""
 
 
 def file_system(location: Location, settings: Settings, *, asynchronous: bool = False) -> AbstractFileSystem:
@@ -45,12 +52,15 @@ def _google(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
     log = logging.getLogger("gcsfs")
     if log.level == logging.NOTSET:  # it logs a traceback for every error that it raises, and we report those
         log.setLevel(logging.CRITICAL)
-    anonymous = settings.storage_anonymous or bool(os.environ.get("STORAGE_EMULATOR_HOST"))
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST") or None
+    silence = min(settings.storage_request_timeout_s, settings.storage_timeout_s)
     return GCSFileSystem(
-        token="anon" if anonymous else None,
+        token="anon" if settings.storage_anonymous or emulator else None,
         asynchronous=asynchronous,
-        requests_timeout=ClientTimeout(total=settings.storage_timeout_s),
+        endpoint_url=emulator,  # said here, so that fsspec does not hand out an instance for another address
+        requests_timeout=ClientTimeout(total=settings.storage_timeout_s, sock_connect=silence, sock_read=silence),
         timeout=settings.storage_timeout_s,
+        session_kwargs={"trace_configs": [http_trace()]},
         use_listings_cache=False,
     )
 
@@ -63,16 +73,26 @@ def _amazon(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
         from s3fs import S3FileSystem, __version__
     if not S3FileSystem.async_impl:
         raise RuntimeUnavailable(f"s3://: expected s3fs 2024 or newer, this environment has s3fs {__version__}")
+    from infra.volumes.amazon_session import MeteredSession
+
+    silence = min(settings.storage_request_timeout_s, settings.storage_timeout_s)
     return S3FileSystem(
         anon=settings.storage_anonymous,
         asynchronous=asynchronous,
+        endpoint_url=amazon_endpoint(),  # as for Google
         use_listings_cache=False,
         config_kwargs={
-            "connect_timeout": min(10.0, settings.storage_timeout_s),
-            "read_timeout": settings.storage_timeout_s,
-            "retries": {"max_attempts": 2},
+            "connect_timeout": silence,
+            "read_timeout": silence,
+            "retries": {"total_max_attempts": AMAZON_ATTEMPTS, "mode": "standard"},
+            "http_session_cls": MeteredSession,
         },
     )
+
+
+def amazon_endpoint() -> str | None:
+    """The S3 endpoint that the environment names, None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 class Objects:
@@ -91,8 +111,26 @@ class Objects:
         with storage_errors(self._where(name)):
             try:
                 if self._fs is None:
-                    return Path(self._path(name)).read_bytes()
+                    content = Path(self._path(name)).read_bytes()
+                    count("get", bytes_in=len(content))
+                    return content
                 found: bytes = self._call("cat_file", self._path(name))
+                return found
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes | None:
+        """Bytes `start` to `stop` of an object, fewer where it ends before; None where there is no object."""
+        if stop <= start:
+            return b""
+        with storage_errors(self._where(name)):
+            try:
+                if self._fs is None:
+                    with open(self._path(name), "rb") as file:
+                        file.seek(start)
+                        return file.read(stop - start)
+                options = {"start": start, "end": stop, "nbytes": stop - start}
+                found: bytes = self._call("cat_file", self._path(name), **options)
                 return found
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
@@ -102,6 +140,7 @@ class Objects:
         with storage_errors(self._where(name)):
             if self._fs is None:
                 write_whole(Path(self._path(name)), data)
+                count("put", bytes_out=len(data))
             else:
                 self._call("pipe_file", self._path(name), data, nbytes=len(data))
 
@@ -110,6 +149,7 @@ class Objects:
         with storage_errors(self._where(name)):
             if self._fs is None:
                 status = os.stat(self._path(name))
+                count("head")
                 return f"size={status.st_size} mtime_ns={status.st_mtime_ns} inode={status.st_ino}"
             known = self._call("info", self._path(name))
             keys = ("size", "generation", "etag", "ETag", "updated", "LastModified", "created")
@@ -120,6 +160,7 @@ class Objects:
         with storage_errors(self._where("")):
             if self._fs is None:
                 path = Path(self.location.path)
+                count("list")
                 return any(path.iterdir()) if path.is_dir() else path.exists()
             try:
                 return bool(self._call("ls", self.location.path, detail=False))
@@ -131,6 +172,7 @@ class Objects:
         with storage_errors(self._where("")):
             try:
                 if self._fs is None:
+                    count("list")
                     return sorted(path.name for path in Path(self.location.path).iterdir() if path.is_file())
                 found = self._call("ls", self.location.path, detail=True)
             except FileNotFoundError:
@@ -141,6 +183,8 @@ class Objects:
         """Delete whatever lies at or below the location."""
         with storage_errors(self._where("")):
             path = Path(self.location.path)
+            if self._fs is None:
+                count("delete")
             if self._fs is not None:
                 self._call("rm", self.location.path, recursive=True, nbytes=1 << 32)
             elif path.is_dir():

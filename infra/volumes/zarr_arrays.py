@@ -5,8 +5,10 @@ Axes are stored z, y, x or c, z, y, x. All channels of a voxel lie in one stored
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,12 +16,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 
 from infra.settings import Settings
 from infra.volumes.base import Incomplete, Volume
 from infra.volumes.info import DOCUMENT, VolumeInfo, info_of_array, nearest_voxels
 from infra.volumes.location import Location
 from infra.volumes.ome import axis_names, multiscale_of, ome_attributes, placement
+from infra.volumes.presence import confirm_present, refuse_vanished_folder
 from infra.volumes.stores import Objects
 from infra.volumes.zarr_store import zarr_store
 from models.errors import InvalidVolume, NotFound
@@ -53,14 +57,47 @@ class ZarrVolume(Volume):
         return (0,) * (self._array.ndim - len(slices)) + slices
 
     def _read(self, box: Box) -> NDArray[Any]:
-        return np.asarray(self._opened()[self._selection(box)])
+        with self._presence_confirmed() as opened:
+            return np.asarray(opened[self._selection(box)])
 
     def _write(self, box: Box, array: NDArray[Any]) -> None:
-        self._opened()[self._selection(box)] = array
+        refuse_vanished_folder(self._place, self._metadata_name)
+        with self._presence_confirmed() as opened:  # pieces that the box covers in part are read first
+            opened[self._selection(box)] = array
+
+    @contextmanager
+    def _presence_confirmed(self) -> Iterator[zarr.Array[Any]]:
+        """The array; once the block has ended, it is asked for again if any of its objects was missing meanwhile."""
+        opened = self._opened()
+        store = opened.store
+        before = store.absences  # type: ignore[attr-defined]
+        yield opened
+        if store.absences != before:  # type: ignore[attr-defined]
+            expected, name = _layout(opened.metadata), self._metadata_name
+            of = type(opened.metadata).from_dict
+            confirm_present(self._objects(), name, lambda content: _layout(of(json.loads(content))) == expected)
+
+    @property
+    def _metadata_name(self) -> str:
+        return "zarr.json" if self._array.metadata.zarr_format == 3 else ".zarray"
+
+    @property
+    def _place(self) -> Location:
+        return self.location.child(self._array_path) if self._array_path else self.location
+
+    def _objects(self) -> Objects:
+        return Objects(self._place, self.settings)
 
     def _stamp(self) -> str:
-        at = self.location.child(self._array_path) if self._array_path else self.location
-        return Objects(at, self.settings).stamp("zarr.json" if self._array.metadata.zarr_format == 3 else ".zarray")
+        return self._objects().stamp(self._metadata_name)
+
+
+def _layout(metadata: Any) -> str:
+    """What decides how an array's objects are read: its metadata without the attributes."""
+    documents = metadata.to_buffer_dict(default_buffer_prototype())
+    name = "zarr.json" if metadata.zarr_format == 3 else ".zarray"
+    layout = json.loads(documents[name].to_bytes())
+    return json.dumps({key: value for key, value in layout.items() if key != "attributes"}, sort_keys=True)
 
 
 def open_array(location: Location, path: str, settings: Settings, *, writable: bool) -> zarr.Array[Any]:
