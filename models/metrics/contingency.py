@@ -7,7 +7,7 @@ size is scored chunk by chunk, in any order, with the same integers as a result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.errors import InvalidInput, InvalidVolume
+from models.segmentation.relabel import relabelled
 
 PredBackground = Literal["segment", "singletons", "ignore"]
 """How voxels that the prediction leaves at 0 are scored.
@@ -92,6 +93,25 @@ def merge_tables(tables: Iterable[ContingencyTable]) -> ContingencyTable:
         if waiting > max(_PENDING_PAIRS, total.counts.size):
             total, pending, waiting = _summed([total, *pending]), [], 0
     return _summed([total, *pending])
+
+
+def without_truth(table: ContingencyTable, ids: Sequence[int] = (0,)) -> ContingencyTable:
+    """The table without the voxels of some true ids, which are counted in `ignored` instead."""
+    left_out = np.isin(table.truth, np.array([_label_id(i) for i in ids], dtype=np.uint64))
+    kept = _selected(table, ~left_out)
+    return replace(kept, ignored=table.ignored + int(table.counts[left_out].sum()))
+
+
+def merged_predictions(
+    table: ContingencyTable, keys: NDArray[np.uint64], values: NDArray[np.uint64]
+) -> ContingencyTable:
+    """The table of the prediction in which every id in `keys` is renamed to its value; others keep theirs.
+
+    `keys`, `values`: uint64 of one length, keys sorted and each once. Exactly the table that relabelling every voxel
+    would give.
+    """
+    renamed = relabelled(table.pred, keys, values, missing="keep")
+    return _sorted_table(renamed, table.truth, table.counts, table.ignored)
 
 
 def with_background(
