@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infra.settings import Settings
+from infra.settings import current_settings
 from infra.volumes.failures import storage_errors
 from infra.volumes.location import Location
 from infra.volumes.stores import Objects
@@ -51,6 +51,13 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The bytes of one object; raises `NotFound` where there is none."""
         content = self._objects().read(name)
+        if content is None:
+            raise NotFound(f"{self.at(name)}: not there")
+        return content
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of one object, fewer where it ends before; raises `NotFound` where there is none."""
+        content = self._objects().read_range(name, start, stop)
         if content is None:
             raise NotFound(f"{self.at(name)}: not there")
         return content
@@ -100,7 +107,7 @@ class Folder:
         """Read a Parquet table as 1D arrays."""
         content = self.read(name)
         with storage_errors(self.at(name)):
-            table = pq.read_table(io.BytesIO(content))
+            table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
             return {key: table.column(key).to_numpy() for key in table.column_names}
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Written:
@@ -116,4 +123,4 @@ class Folder:
             return {key: bundle[key] for key in bundle.files}
 
     def _objects(self, name: str = "") -> Objects:
-        return Objects(Location.parse(self.at(name) if name else self.url), Settings())
+        return Objects(Location.parse(self.at(name) if name else self.url), current_settings())

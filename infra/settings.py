@@ -5,6 +5,9 @@ A job's own options live in its configuration file; here is only what depends on
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -26,3 +29,13 @@ class Settings(BaseSettings):
     def timeout_s(self, nbytes: int = 0) -> float:
         """Seconds that moving `nbytes` bytes may take."""
         return self.storage_timeout_s + nbytes / self.storage_slowest_bytes_per_s
+
+
+def current_settings() -> Settings:
+    """The settings that the environment says now; parsing them costs over a millisecond, so that is done once."""
+    return _parsed(tuple(sorted(item for item in os.environ.items() if item[0].startswith("PETAVOXEL_"))))
+
+
+@lru_cache(maxsize=16)
+def _parsed(_environment: tuple[tuple[str, str], ...]) -> Settings:
+    return Settings()

@@ -14,6 +14,7 @@ from infra.ledger import Ledger, digest
 from infra.objects import Folder
 from infra.volumes import Volume, open_volume
 from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
+from models.octree import Octree
 from services.stages.skeletonize import SkeletonOptions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,13 +38,20 @@ class AgglomerationOptions(BaseModel):
     """How supervoxels become segments.
 
     Basins below `basin_voxels` join their neighbour of largest affinity if that is at least `basin_affinity`; then
-    pairs merge in the order of their mean affinity down to `threshold`.
+    pairs merge in the order of their mean affinity down to `threshold`. The merge tree goes down to `tree_floor`, or to
+    the threshold if that is lower, so that every threshold from there on is a cut through it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     basin_voxels: Annotated[int, Field(ge=0)] = 300
     basin_affinity: Fraction = 0.0
     threshold: Fraction = 0.22
+    tree_floor: Fraction = 0.1
+
+    @property
+    def floor(self) -> float:
+        """Mean affinity down to which the merge tree is made."""
+        return min(self.tree_floor, self.threshold)
 
 
 class SegmentOptions(BaseModel):
@@ -109,9 +117,14 @@ class Run:
         """Open an array of this run."""
         return open_volume(self.folder.at(name), "r+" if writable else "r", level=level)
 
-    def ledger(self, stage: str) -> Ledger:
-        """The markers of a stage."""
-        return Ledger(self.folder, stage, self.keys[stage])
+    @property
+    def octree(self) -> Octree:
+        """The tree over the chunks in which seams are closed and segments merge."""
+        return Octree(self.grid)
+
+    def ledger(self, stage: str, part: str = "") -> Ledger:
+        """The markers of a stage, or of one part of it: a way through the octree at one level."""
+        return Ledger(self.folder, f"{stage}_{part}" if part else stage, self.keys[stage])
 
     def storage_chunk(self) -> Triple:
         """Extent of the pieces that arrays are stored in: it divides the chunk, so no two workers share a piece."""
@@ -128,18 +141,23 @@ def stage_keys(
     """
     predict = digest("predict", source, options.runtime, options.precision, options.augment, chunk_shape)
     watershed = digest("watershed", predict, options.watershed.model_dump())
-    agglomerate = digest("agglomerate", watershed, options.agglomeration.model_dump())
+    agglomeration = options.agglomeration
+    basins = digest("basins", watershed, agglomeration.basin_voxels, agglomeration.basin_affinity)
+    merges = digest("merges", basins, agglomeration.floor)
+    cut = digest("cut", merges, agglomeration.threshold)
     skeletons = options.skeletons.model_dump() if options.skeletons else None
     keys = {
         "predict": predict,
         "watershed": watershed,
         "seams": digest("seams", watershed),
-        "agglomerate": agglomerate,
-        "relabel": digest("relabel", agglomerate),
-        "skeletonize": digest("skeletonize", agglomerate, skeletons),
+        "basins": basins,
+        "merges": merges,
+        "cut": cut,
+        "relabel": digest("relabel", cut),
+        "skeletonize": digest("skeletonize", cut, skeletons),
     }
     for level in range(1, len(split) + 1):
-        keys[f"pyramid_{level}"] = digest("pyramid", agglomerate, split[:level])
+        keys[f"pyramid_{level}"] = digest("pyramid", cut, split[:level])
     return keys
 
 

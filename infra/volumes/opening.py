@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal, Protocol, cast
 
-from infra.settings import Settings
+from infra.settings import Settings, current_settings
 from infra.volumes.base import Incomplete, Volume
 from infra.volumes.failures import storage_errors
 from infra.volumes.info import VolumeInfo
@@ -70,7 +70,7 @@ def open_volume(
     """
     if mode not in ("r", "r+"):
         raise InvalidInput(f"{url}: expected mode 'r' or 'r+', got {mode!r}")
-    settings, location = Settings(), Location.parse(url)
+    settings, location = current_settings(), Location.parse(url)
     with storage_errors(str(location)):
         return _open(location, writable=mode == "r+", level=level, voxel_size_nm=voxel_size_nm, settings=settings)
 
@@ -84,7 +84,7 @@ def create_volume(url: str | os.PathLike[str], info: VolumeInfo, *, exists: Exis
 
     Raises `InvalidVolume` for an existing or different volume and for what the format cannot store.
     """
-    settings, location = Settings(), _for_creation(url)
+    settings, location = current_settings(), _for_creation(url)
     with storage_errors(str(location)):
         found = _make_way(location, info, exists, settings)
         if found is not None:
@@ -101,7 +101,7 @@ def create_pyramid(
     `factors[i]` (z, y, x) is what level i + 1 is coarser than level i by. The voxels of every level are the caller's to
     write. OME-Zarr (`.zarr`, `zarr2://`) and `precomputed://` hold pyramids; `exists` as in `create_volume`.
     """
-    settings, location = Settings(), _for_creation(url)
+    settings, location = current_settings(), _for_creation(url)
     if location.format not in _PREFIXES:
         raise InvalidInput(f"{location}: expected zarr or precomputed for a pyramid, got {location.format}")
     levels, totals = pyramid_levels(info, factors)

@@ -2,8 +2,11 @@
 
 ::
 
-    image → predict → watershed → seams → agglomerate → relabel → pyramid → skeletons
-            (chunk)   (chunk)     (chunk)  (once)        (chunk)   (chunk)   (chunk, bucket)
+    image → predict → watershed → seams → basins → merges → cut → relabel → pyramid → skeletons
+            each over the chunks  └ over an octree of chunks ┘    over the chunks
+
+Seams, basins and merges go up the octree, level by level, and down again with what became of the ids (`cut` is the way
+down of the merges): no process sees more of the region graph than what is open between eight nodes.
 
 Every stage reads and writes below the output prefix and marks its chunks in the ledger, so a run that was interrupted
 goes on where it stopped.
@@ -24,17 +27,27 @@ from infra.runtimes.session import chosen_runtime
 from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, open_volume
 from models.catalog import Model, find_model
 from models.errors import InvalidInput, InvalidVolume, RunConflict
-from models.geometry import NEAREST, Box, Chunk, ChunkGrid, Triple, VoxelSize, triple
+from models.geometry import NEAREST, Box, ChunkGrid, Triple, VoxelSize, triple
 from services.pipelines.skeletonize import skeleton_stages
 from services.pipelines.stage import Stage, Summary, inference_threads, run_stage
 from services.predict import Predictor
 from services.run import Run, SegmentOptions, stage_keys
-from services.stages.agglomerate import agglomerate
+from services.stages.linkage_tree import (
+    BASINS,
+    STEPS,
+    basins_down,
+    basins_of_chunk,
+    chunk_up,
+    cut_down,
+    node_up,
+    segments_of_chunk,
+)
 from services.stages.predict import predict
 from services.stages.pyramid import pyramid, pyramid_factors
 from services.stages.relabel import relabel
 from services.stages.seams import seams
-from services.stages.skeletonize import SkeletonOptions, large_segments
+from services.stages.seams_tree import seams_down, seams_up, supervoxels
+from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob
 from services.stages.watershed import watershed
 
@@ -87,11 +100,33 @@ def stages(run: Run) -> Iterator[Stage]:
     yield Stage(run.ledger("predict"), grid, predict, (run,), run.threads)
     yield Stage(run.ledger("watershed"), grid, watershed, (run,))
     yield Stage(run.ledger("seams"), grid, seams, (run,))
-    yield Stage(run.ledger("agglomerate"), (Chunk((0, 0, 0), run.domain),), agglomerate, (run,))
+    yield from agglomeration_stages(run)
     yield Stage(run.ledger("relabel"), grid, relabel, (run,))
     for level, factor in enumerate(pyramid_factors(run.domain.shape, run.voxel_size_nm), start=1):
         coarse = tuple(ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape))
         yield Stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor))
+
+
+def agglomeration_stages(run: Run) -> Iterator[Stage]:
+    """From fragments and what meets at their chunks' faces to supervoxels, basins, the merge tree and segments."""
+    grid, tree = tuple(run.grid), run.octree
+    levels = [(level, tuple(tree.nodes(level))) for level in range(1, tree.depth + 1)]
+    for level, nodes in levels:
+        yield Stage(run.ledger("seams", f"up_{level}"), nodes, seams_up, (run, level))
+    for level, nodes in reversed(levels):
+        yield Stage(run.ledger("seams", f"down_{level}"), nodes, seams_down, (run, level))
+    yield Stage(run.ledger("seams", "down_0"), grid, supervoxels, (run,))
+    for name in STEPS:
+        yield Stage(run.ledger(name, "up_0"), grid, chunk_up, (run, name))
+        for level, nodes in levels:
+            yield Stage(run.ledger(name, f"up_{level}"), nodes, node_up, (run, name, level))
+        if name == BASINS.name:
+            for level, nodes in reversed(levels):
+                yield Stage(run.ledger("basins", f"down_{level}"), nodes, basins_down, (run, level))
+            yield Stage(run.ledger("basins", "down_0"), grid, basins_of_chunk, (run,))
+    for level, nodes in reversed(levels):
+        yield Stage(run.ledger("cut", f"down_{level}"), nodes, cut_down, (run, level))
+    yield Stage(run.ledger("cut", "down_0"), grid, segments_of_chunk, (run,))
 
 
 def prepare(request: Request) -> Run:
@@ -203,9 +238,9 @@ def create_arrays(run: Run) -> None:
 
 
 def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
-    """The skeletons of a run's segmentation; voxels per segment are known from the agglomeration."""
+    """The skeletons of a run's segmentation."""
     segmentation = run.volume("segmentation.zarr")
-    job = SkeletonJob(
+    return SkeletonJob(
         segmentation=run.folder.at("segmentation.zarr"),
         domain=segmentation.box,
         voxel_size_nm=run.voxel_size_nm,
@@ -216,7 +251,3 @@ def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
         ledgers=run.out,
         key=run.keys["skeletonize"],
     )
-    table = run.folder.read_table("agglomeration/segments.parquet")
-    large = large_segments(table["segment"], table["voxels"], options)
-    Folder(job.work).write_table("large.parquet", {"segment": large})
-    return job

@@ -1,4 +1,4 @@
-"""Fragments → supervoxels and segments of one chunk."""
+"""Supervoxels → segments of one chunk."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.relabel import relabelled
 from services.run import Run
+from services.stages.node_tables import read_map
 
 
 def relabel(run: Run) -> ChunkFunction:
-    """The stage's function; a chunk reads the part of the map that holds its own fragments."""
-    fragments = run.volume("work/fragments.zarr")
-    supervoxels = run.volume("supervoxels.zarr", writable=True)
+    """The stage's function; a chunk reads only its own part of the map."""
+    supervoxels = run.volume("supervoxels.zarr")
     segmentation = run.volume("segmentation.zarr", writable=True)
     ledger = run.ledger("relabel")
 
     def apply(chunk: Chunk) -> Report:
         box = run.local(chunk.box)
-        table = run.work.read_table(f"map/{chunk.name}.parquet")
-        found = fragments.read(box)
-        parts = relabelled(found, table["fragment"], table["supervoxel"])
-        segments = relabelled(found, table["fragment"], table["segment"])
-        supervoxels.write(box, parts)
+        known = read_map(run.folder, f"agglomeration/segment_of/{chunk.name}")
+        segments = relabelled(supervoxels.read(box), known.keys, known.values)
         segmentation.write(box, segments)
-        outputs = [Written.voxels(supervoxels.url, box, parts), Written.voxels(segmentation.url, box, segments)]
-        ledger.mark(chunk, outputs)
+        ledger.mark(chunk, [Written.voxels(segmentation.url, box, segments)])
         return {}
 
     return apply

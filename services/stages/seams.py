@@ -6,36 +6,42 @@ import numpy as np
 
 from infra.chunk_map import ChunkFunction, Report
 from models.geometry import Box, Chunk
-from models.segmentation.region_graph import RegionGraph, face_graph
+from models.segmentation.faces import FaceEdges
+from models.segmentation.region_graph import face_graph
 from models.segmentation.watershed import Face, seam_pairs
 from services.run import Run, chunk_before
-from services.stages.graph_tables import write_graph
+from services.stages.node_tables import write_faces
 
 
 def seams(run: Run) -> ChunkFunction:
-    """The stage's function; it reads two planes per face."""
+    """The stage's function; it reads two planes per face.
+
+    Pairs of joined fragments go to work/seams/pairs/0 (`axis`, `own`, `before`), edges to work/fragments/faces.
+    """
     fragments = run.volume("work/fragments.zarr")
     ledger = run.ledger("seams")
 
     def apply(chunk: Chunk) -> Report:
-        faces = run.work.read_arrays(f"faces/{chunk.name}.npz")
-        pairs, graphs = [], [RegionGraph.empty()]
+        bundle = run.work.read_arrays(f"fragments/planes/{chunk.name}.npz")
+        pairs = [np.empty((3, 0), np.uint64)]
+        faces = []
         for axis in range(3):
             if chunk_before(run.grid, chunk, axis) is None:
                 continue
-            face = Face(faces[f"joined_{axis}"], faces[f"affinity_{axis}"])
+            face = Face(bundle[f"joined_{axis}"], bundle[f"affinity_{axis}"])
             planes = fragments.read(run.local(_two_planes(chunk.box, axis)))
             before, own = (np.ascontiguousarray(planes.take(i, axis)) for i in range(2))
-            pairs.append(np.stack(seam_pairs(face, own, before)))
-            graphs.append(face_graph(own, before, face.affinity))
-        joined = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0), np.uint64)
-        graph = RegionGraph.sum_of(graphs)
+            a, b = seam_pairs(face, own, before)
+            pairs.append(np.stack([np.full(a.size, axis, np.uint64), a, b]))
+            faces.append(FaceEdges.of_face(axis, face_graph(own, before, face.affinity)))
+        axes, own_ids, before_ids = np.concatenate(pairs, axis=1)
+        columns = {"axis": axes.astype(np.uint8), "own": own_ids, "before": before_ids}
         outputs = [
-            run.work.write_table(f"pairs/{chunk.name}.parquet", {"a": joined[0], "b": joined[1]}),
-            write_graph(run.work, f"face_graph/{chunk.name}.parquet", graph),
+            run.work.write_table(f"seams/pairs/0/{chunk.name}.parquet", columns),
+            write_faces(run.work, f"fragments/faces/{chunk.name}", FaceEdges.joined(faces)),
         ]
         ledger.mark(chunk, outputs)
-        return {"pairs": int(joined.shape[1])}
+        return {"pairs": int(axes.size)}
 
     return apply
 

@@ -8,7 +8,7 @@ from models.geometry import Chunk
 from models.segmentation.region_graph import region_graph, segment_sizes
 from models.segmentation.watershed import watershed_chunk
 from services.run import Run
-from services.stages.graph_tables import write_graph
+from services.stages.node_tables import write_graph, write_sizes
 
 HALO = (1, 1, 1)
 
@@ -38,9 +38,9 @@ def watershed(run: Run) -> ChunkFunction:
         fragments.write(box, found.fragments)
         outputs = [
             Written.voxels(fragments.url, box, found.fragments),
-            write_graph(run.work, f"graph/{chunk.name}.parquet", graph),
-            run.work.write_table(f"sizes/{chunk.name}.parquet", {"id": ids, "voxels": sizes}),
-            run.work.write_arrays(f"faces/{chunk.name}.npz", faces),
+            write_graph(run.work, f"fragments/edges/{chunk.name}", graph),
+            write_sizes(run.work, f"fragments/sizes/{chunk.name}", ids, sizes),
+            run.work.write_arrays(f"fragments/planes/{chunk.name}.npz", faces),
         ]
         ledger.mark(chunk, outputs)
         return {"fragments": int(ids.size), "edges": len(graph)}
