@@ -1,7 +1,7 @@
 """`petavoxel train`: one typed configuration from data to checkpoint.
 
-The run folder holds `config.yaml` (what was asked), `last.pt` (resumed from when the command is given again), and
-TensorBoard logs under `logs/`.
+The run folder holds `config.yaml` (what was asked), `last.pt` (resumed from when the command is given again), `best.pt`
+(of the validation with the lowest VOI), and TensorBoard logs under `logs/`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from infra.volumes import open_volume
+from models.catalog import sha256_of
 from models.errors import InvalidConfig, InvalidVolume, NotFound, RunConflict
 from models.geometry import NEAREST, Box, Triple, VoxelSize
 from models.networks.rsunet import RSUNetConfig
 from models.training.augmentation import AugmentationOptions
 from models.training.loop import LoopOptions, Trainer
+from models.training.preview import preview_rows, preview_sheet
 from models.training.sampler import LabelledVolume, PatchSampler
 from models.training.targets import long_range_offsets
 
@@ -43,11 +47,15 @@ def _checked(kind: type[Any]) -> BeforeValidator:
 
 
 class VolumeConfig(BaseModel):
-    """An image and its labels (volume URLs, relative ones below the data folder), and which box of them is used."""
+    """An image and its labels (volume URLs, relative ones below the data folder), and which box of them is used.
+
+    Labels 0 are unlabelled; so is all that a `mask` volume holds 0 for. No edge there counts.
+    """
 
     model_config = _STRICT
     image: str
     labels: str
+    mask: str | None = None
     box: str | None = None
 
 
@@ -60,7 +68,10 @@ class NetworkConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a training run; see the recipes in `models/zoo` for examples."""
+    """Everything that decides a training run; see the recipes in `models/zoo` for examples.
+
+    `initial_weights` is a checkpoint to begin with, relative to the data folder; its digest goes into the checkpoints.
+    """
 
     model_config = _STRICT
     name: str
@@ -73,6 +84,7 @@ class TrainConfig(BaseModel):
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     patch: Triple = (64, 64, 64)
     seed: int = 0
+    initial_weights: str | None = None
     augmentation: Annotated[AugmentationOptions, _checked(AugmentationOptions)] = AugmentationOptions()
     loop: Annotated[LoopOptions, _checked(LoopOptions)]
 
@@ -108,6 +120,11 @@ class TrainConfig(BaseModel):
         )
         return Trainer(preset(len(self.offsets), self.network.widths), sampler, self.loop)
 
+    def preview(self, data: Path) -> NDArray[np.uint8]:
+        """A picture of every augmentation on the first training volume, uint8 (height, width, 3)."""
+        volume = self._volumes(self.train[:1], data)[0]
+        return preview_sheet(preview_rows(volume, self.patch, self.augmentation, seed=self.seed))
+
     def validation_volumes(self, data: Path) -> tuple[LabelledVolume, ...]:
         """The validation volumes, in memory."""
         return self._volumes(self.validation, data)
@@ -125,10 +142,14 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
     checkpoint = folder / "last.pt"
     trainer, validation = config.trainer(data), config.validation_volumes(data)
     _claim(config, folder)
-    if checkpoint.exists():
-        trainer.resume(checkpoint)
-        logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
     provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    if checkpoint.exists():
+        provenance = {**trainer.resume(checkpoint), **provenance}
+        logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
+    elif config.initial_weights:
+        weights = data / config.initial_weights
+        trainer.initialise(weights)
+        provenance["initial_weights_sha256"] = sha256_of(weights)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with SummaryWriter(str(folder / "logs")) as board, Progress(*columns) as bar:
         task = bar.add_task(config.name, total=config.loop.steps, completed=trainer.step)
@@ -139,7 +160,11 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
             board.add_scalar("learning_rate", progress.learning_rate, progress.step)
             for name, value in (progress.validation or {}).items():
                 board.add_scalar(f"validation/{name}", value, progress.step)
-            if progress.step % config.loop.checkpoint_every == 0 or progress.step == config.loop.steps:
+            if progress.improved:
+                scores = {**provenance, "validation": progress.validation}
+                trainer.save(folder / "best.pt", config.voxel_size_nm, scores)
+            last = progress.step == config.loop.steps or trainer.stopped_early
+            if progress.step % config.loop.checkpoint_every == 0 or last:
                 trainer.save(checkpoint, config.voxel_size_nm, provenance)
     return checkpoint
 
@@ -159,11 +184,16 @@ def _claim(config: TrainConfig, folder: Path) -> None:
 
 def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> LabelledVolume:
     arrays = []
-    for url in (config.image, config.labels):
+    for url in (config.image, config.labels, *([config.mask] if config.mask else [])):
         absolute = url if "://" in url or Path(url).is_absolute() else str(data / url)
         volume = open_volume(absolute)
         stored = volume.info.voxel_size_nm
         if stored is not None and any(abs(a - b) > 0.01 * b for a, b in zip(stored, voxel_size_nm, strict=True)):
             raise InvalidVolume(f"{absolute}: voxel size is {stored} nm, the configuration says {voxel_size_nm}")
         arrays.append(volume.read(Box.parse(config.box) if config.box else volume.box))
-    return LabelledVolume(arrays[0], arrays[1], voxel_size_nm)
+    image, labels = arrays[:2]
+    if config.mask:
+        if arrays[2].shape != labels.shape:
+            raise InvalidVolume(f"{config.mask}: expected the labels' shape {labels.shape}, got {arrays[2].shape}")
+        labels = np.where(arrays[2] != 0, labels, 0).astype(labels.dtype)
+    return LabelledVolume(image, labels, voxel_size_nm)

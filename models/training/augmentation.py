@@ -1,78 +1,140 @@
-"""Augmentation of training patches: symmetries, contrast, blur, noise, and the defects of real sections.
+"""Augmentation of training patches: which changes are made, how strongly, and in which order.
 
-Every function takes a random generator, so that a patch follows from (seed, step) alone. Images are float32 in [0, 1],
-labels integers, both (z, y, x). A *step* misalignment persists from one section on, and the labels move along; a *slip*
-shifts the image of a single section, and the labels stay.
+Every function takes a random generator, so that a patch follows from (seed, step) alone. Geometry comes first and moves
+image and labels together (`models.training.warp`), then what a microscope and a section can do to the image alone
+(`models.training.defects`), then a symmetry, so that sections lie on any axis that the voxel size allows.
 
-References: K. Lee et al., arXiv:1706.00120 (misalignment, missing and out-of-focus sections).
+References: K. Lee et al., arXiv:1706.00120; J. Funke et al., arXiv:1709.02974 (elastic deformation, defects of serial
+sections); T. DeVries, G. Taylor, arXiv:1708.04552 (cut-out).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from models.errors import InvalidConfig
+from models.geometry import Triple
+from models.training.warp import Deformation, elastic_grid, rotation_and_scaling
 
 Image = NDArray[np.float32]
-Labels = NDArray[np.integer]
+Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """Which changes are made to a patch, and how strongly; probabilities are per patch.
+    """Which changes are made to a patch, and how strongly; probabilities are per patch, strengths are the largest.
 
     Parameters
     ----------
     isotropic
-        Whether z may be exchanged with y and x (cubic voxels); otherwise only y with x.
-    contrast, brightness
-        Largest relative change of contrast about mid-grey, and largest shift (image range is 0 to 1).
-    gamma
-        Largest change of log2 of the exponent.
+        Whether z may be exchanged and rotated with y and x (cubic voxels); otherwise only y with x.
+    warp_probability, rotation_degrees, scale, elastic_voxels, elastic_spacing
+        Rotation, scaling per axis by up to 1 + scale, and elastic displacement with a standard deviation of so many
+        voxels at control points so many voxels apart.
+    misalignment_probability, misalignment_voxels
+        A step (half of the cases: all sections from one on are shifted, labels too) or a slip (the image of one section
+        is shifted, labels stay), by up to so many voxels in y and in x.
+    contrast, brightness, gamma
+        Change of contrast about mid-grey, shift (image range is 0 to 1), and change of log2 of the exponent.
+    section_contrast, section_brightness, drift
+        The same for each section by itself, and for a smooth course over the sections.
     blur_probability, blur_sigma
-        Gaussian blur of the whole patch or of a run of sections, with sigma up to so many voxels.
+        Gaussian blur of the whole patch, sigma in voxels.
+    defocus_probability, defocus_sigma
+        A run of one to eight sections out of focus: blurred within the section.
     noise
-        Largest standard deviation of added Gaussian noise.
-    missing_probability, misalignment_probability, misalignment_voxels
-        Missing sections (up to two in a row), steps and slips of up to so many voxels.
+        Standard deviation of added Gaussian noise.
+    missing_probability, missing_sections
+        A run of up to so many sections is grey or black, in whole or (half of the cases) on one side of a line.
+    cutout_probability, cutout_voxels
+        One to three boxes of up to so many voxels per axis lose their image; labels stay, so context must fill them.
     """
 
     isotropic: bool = True
+    warp_probability: float = 0.5
+    rotation_degrees: float = 20.0
+    scale: float = 0.15
+    elastic_voxels: float = 2.0
+    elastic_spacing: float = 24.0
+    misalignment_probability: float = 0.1
+    misalignment_voxels: int = 3
     contrast: float = 0.3
     brightness: float = 0.15
     gamma: float = 0.5
-    blur_probability: float = 0.2
+    section_contrast: float = 0.05
+    section_brightness: float = 0.03
+    drift: float = 0.1
+    blur_probability: float = 0.15
     blur_sigma: float = 1.2
+    defocus_probability: float = 0.1
+    defocus_sigma: float = 2.0
     noise: float = 0.06
     missing_probability: float = 0.05
-    misalignment_probability: float = 0.1
-    misalignment_voxels: int = 3
+    missing_sections: int = 2
+    cutout_probability: float = 0.1
+    cutout_voxels: int = 16
 
     def __post_init__(self) -> None:
-        rates = (self.blur_probability, self.missing_probability, self.misalignment_probability)
-        if any(not 0 <= rate <= 1 for rate in rates):
-            raise InvalidConfig(f"augmentation: expected probabilities between 0 and 1, got {rates}")
-        if self.misalignment_voxels < 0 or min(self.contrast, self.brightness, self.blur_sigma, self.noise) < 0:
-            raise InvalidConfig(f"augmentation: expected strengths of at least 0, got {self}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name.endswith("_probability") and not 0 <= value <= 1:
+                raise InvalidConfig(f"augmentation: expected probabilities between 0 and 1, got {entry.name} {value}")
+            if value < 0:
+                raise InvalidConfig(f"augmentation: expected strengths of at least 0, got {entry.name} {value}")
+        if self.elastic_spacing < 1:
+            raise InvalidConfig(f"augmentation: expected elastic_spacing of at least 1, got {self.elastic_spacing}")
 
-    @property
-    def rim(self) -> int:
-        """Voxels in y and x by which a patch must be cut larger, for misalignment to shift within."""
-        return self.misalignment_voxels if self.misalignment_probability else 0
+    @classmethod
+    def none(cls, *, isotropic: bool = True) -> AugmentationOptions:
+        """Options that leave a patch as it is but for its symmetry."""
+        off = {entry.name: 0 for entry in fields(cls) if entry.name not in ("isotropic", "elastic_spacing")}
+        return cls(isotropic=isotropic, **off)
 
 
-def augment(
-    image: Image, labels: Labels, options: AugmentationOptions, rng: np.random.Generator
-) -> tuple[Image, Labels]:
-    """Return an augmented copy of a patch that was cut `options.rim` voxels larger in y and x, without that rim."""
-    image, labels = misalign(image, labels, options, rng)
-    image = np.clip(distort_intensity(image, options, rng), 0.0, 1.0)
-    image = lose_sections(image, options, rng)
-    return flip_and_transpose(image, labels, rng, isotropic=options.isotropic)
+def random_deformation(patch: Triple, options: AugmentationOptions, rng: np.random.Generator) -> Deformation:
+    """Return how the voxels of a patch are moved: warped with its probability, perhaps misaligned."""
+    label_shift, image_shift = misalignment(patch[0], options, rng)
+    axial = not options.isotropic
+    if rng.random() >= options.warp_probability:
+        return Deformation(label_shift=label_shift, image_shift=image_shift)
+    spacing = options.elastic_spacing
+    return Deformation(
+        rotation_and_scaling(rng, degrees=options.rotation_degrees, scale=options.scale, axial=axial),
+        elastic_grid(rng, patch, voxels=options.elastic_voxels * rng.random(), spacing=spacing, axial=axial),
+        spacing,
+        label_shift,
+        image_shift,
+    )
+
+
+def misalignment(
+    depth: int, options: AugmentationOptions, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return shifts (depth, 2) in y and x of labels and image.
+
+    A step moves both from a section on, a slip the image of one section.
+    """
+    if rng.random() >= options.misalignment_probability or depth < 2:
+        return np.zeros((depth, 2)), np.zeros((depth, 2))
+    section, most = int(rng.integers(1, depth)), options.misalignment_voxels
+    dy, dx = rng.integers(-most, most + 1, size=2)
+    return shifted_sections(depth, section, (int(dy), int(dx)), step=rng.random() < 0.5)
+
+
+def shifted_sections(
+    depth: int, section: int, shift: tuple[int, int], *, step: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return shifts (depth, 2) of labels and image for a step at `section`, or for a slip of that section."""
+    label_shift, image_shift = np.zeros((depth, 2)), np.zeros((depth, 2))
+    if step:
+        label_shift[section:] = image_shift[section:] = shift
+    else:
+        image_shift[section] = shift
+    return label_shift, image_shift
 
 
 def flip_and_transpose(
@@ -85,54 +147,3 @@ def flip_and_transpose(
         np.ascontiguousarray(image.transpose(axes)[flips]),
         np.ascontiguousarray(labels.transpose(axes)[flips]),
     )
-
-
-def misalign(
-    image: Image, labels: Labels, options: AugmentationOptions, rng: np.random.Generator
-) -> tuple[Image, Labels]:
-    """Return the patch without its rim, with a step (labels move along) or a slip (they stay) at a random section."""
-    rim, depth = options.rim, image.shape[0]
-    if rim == 0:
-        return image.copy(), labels.copy()
-    inner = (slice(None), slice(rim, image.shape[1] - rim), slice(rim, image.shape[2] - rim))
-    moved_image, moved_labels = image[inner].copy(), labels[inner].copy()
-    if rng.random() >= options.misalignment_probability or depth < 2:
-        return moved_image, moved_labels
-    section = int(rng.integers(1, depth))
-    dy, dx = (int(shift) for shift in rng.integers(-rim, rim + 1, size=2))
-    window = (
-        slice(rim + dy, image.shape[1] - rim + dy),
-        slice(rim + dx, image.shape[2] - rim + dx),
-    )
-    if rng.random() < 0.5:
-        moved_image[section:], moved_labels[section:] = image[section:, *window], labels[section:, *window]
-    else:
-        moved_image[section] = image[section, *window]
-    return moved_image, moved_labels
-
-
-def distort_intensity(image: Image, options: AugmentationOptions, rng: np.random.Generator) -> Image:
-    """Return the image with changed gamma, contrast and brightness, perhaps blurred, and with noise."""
-    distorted: Image = image ** np.float32(2.0 ** rng.uniform(-options.gamma, options.gamma))
-    contrast = np.float32(1 + rng.uniform(-options.contrast, options.contrast))
-    shift = np.float32(0.5 + rng.uniform(-options.brightness, options.brightness))
-    distorted = (distorted - np.float32(0.5)) * contrast + shift
-    if rng.random() < options.blur_probability:
-        sigma = float(rng.uniform(0, options.blur_sigma))
-        if rng.random() < 0.5:
-            distorted = ndimage.gaussian_filter(distorted, sigma, truncate=3)
-        else:  # a run of sections out of focus
-            first = int(rng.integers(image.shape[0]))
-            run = slice(first, first + int(rng.integers(1, 9)))
-            distorted[run] = ndimage.gaussian_filter(distorted[run], (0, 2 * sigma, 2 * sigma), truncate=3)
-    deviation = np.float32(rng.uniform(0, options.noise))
-    return distorted + deviation * rng.standard_normal(image.shape, np.float32)
-
-
-def lose_sections(image: Image, options: AugmentationOptions, rng: np.random.Generator) -> Image:
-    """Return the image, perhaps with one or two neighbouring sections replaced by a flat grey; labels stay known."""
-    if rng.random() < options.missing_probability:
-        first = int(rng.integers(image.shape[0]))
-        image = image.copy()
-        image[first : first + int(rng.integers(1, 3))] = np.float32(rng.random())
-    return image

@@ -3,14 +3,18 @@
 Patches follow from (seed, step), and a checkpoint holds every state the next step needs, so a run that was stopped
 and resumed ends with the same bytes on the CPU.
 
-The learning rate warms up, stays, and cools down linearly over the last part of the run. During the cool-down the
-normalisation layers use their running statistics, as inference does. What is kept as the result are exponentially
+The learning rate warms up and then follows its schedule. In the last part of the run the normalisation layers use
+their running statistics, as inference does. What is kept as the result are exponentially
 averaged weights.
+
+References: I. Loshchilov, F. Hutter, arXiv:1608.03983 (cosine schedule), arXiv:1711.05101 (AdamW); for the loss of
+maximin edges see `models.training.maximin`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,17 +33,14 @@ from torch.nn import functional
 from models.errors import InvalidConfig, InvalidModel
 from models.geometry import NEAREST, VoxelSize
 from models.networks.rsunet import RSUNet, RSUNetConfig
+from models.training.maximin import maximin_weights
 from models.training.sampler import Batch, LabelledVolume, PatchSampler
-from models.training.targets import affinity_targets, balance_weights
+from models.training.validation import edge_scores, predict, segmentation_scores
 
 logger = logging.getLogger(__name__)
 
 SHIFT, SCALE = 0.5, 4.0
 """A network sees (value - SHIFT) * SCALE of an image in [0, 1]."""
-
-
-VALIDATION_TILE = 128
-"""Validation volumes are cut into tiles of at most this extent per axis."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,15 @@ class LoopOptions:
     ----------
     steps, batch_size
         Optimiser steps, and patches per step.
-    learning_rate, weight_decay, warmup_steps, cooldown_fraction, clip_norm
-        AdamW; linear warm-up; linear cool-down over the last fraction of the steps; gradient norm limit.
-    auxiliary_weight
-        Weight of the mean long-range loss beside the mean nearest-neighbour loss.
+    learning_rate, weight_decay, warmup_steps, clip_norm
+        AdamW; linear warm-up; gradient norm limit.
+    schedule, cooldown_fraction
+        "cooldown": constant, then linear to 0 over the last fraction of the steps. "cosine": half a cosine wave over
+        all steps.
+    frozen_fraction
+        The last fraction of the steps in which normalisation layers use their running statistics, as inference does.
+    auxiliary_weight, maximin_weight
+        Weights of the mean long-range loss and of the loss of maximin edges beside the mean nearest-neighbour loss.
     average_decay
         Decay of the exponential average of weights per step.
     precision
@@ -62,6 +68,8 @@ class LoopOptions:
         "auto" (CUDA where present), "cpu" or "cuda".
     validate_every, checkpoint_every
         In steps.
+    patience
+        Stop after so many validations in a row without a lower VOI; 0: never.
     """
 
     steps: int
@@ -69,43 +77,59 @@ class LoopOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
+    schedule: str = "cooldown"
     cooldown_fraction: float = 0.3
+    frozen_fraction: float = 0.3
     clip_norm: float = 1.0
     auxiliary_weight: float = 0.5
+    maximin_weight: float = 0.0
     average_decay: float = 0.995
     precision: str = "auto"
     device: str = "auto"
     validate_every: int = 200
     checkpoint_every: int = 100
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.validate_every, self.checkpoint_every) < 1:
             raise InvalidConfig("training: steps, batch_size, validate_every and checkpoint_every must be positive")
         if self.precision not in ("auto", "bf16", "fp32") or self.device not in ("auto", "cpu", "cuda"):
             raise InvalidConfig(f"training: unknown precision {self.precision!r} or device {self.device!r}")
-        if not 0 <= self.cooldown_fraction <= 1 or not 0 <= self.average_decay < 1:
-            raise InvalidConfig("training: cooldown_fraction and average_decay must lie between 0 and 1")
+        if self.schedule not in ("cooldown", "cosine"):
+            raise InvalidConfig(f"training: expected schedule 'cooldown' or 'cosine', got {self.schedule!r}")
+        if min(self.auxiliary_weight, self.maximin_weight, self.patience) < 0:
+            raise InvalidConfig("training: auxiliary_weight, maximin_weight and patience must be at least 0")
+        if not 0 <= self.average_decay < 1 or not all(
+            0 <= f <= 1 for f in (self.cooldown_fraction, self.frozen_fraction)
+        ):
+            raise InvalidConfig("training: cooldown_fraction, frozen_fraction and average_decay must be from 0 to 1")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step `step` (from 0)."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.schedule == "cosine":
+            return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         cool = min(1.0, (self.steps - step) / max(1.0, self.cooldown_fraction * self.steps))
         return self.learning_rate * min(warm, cool)
 
-    def cooling(self, step: int) -> bool:
-        """Whether step `step` belongs to the cool-down."""
-        return step >= self.steps * (1 - self.cooldown_fraction)
+    def frozen(self, step: int) -> bool:
+        """Whether normalisation is frozen in step `step`."""
+        return step >= self.steps * (1 - self.frozen_fraction)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop reports after each step: losses are means over edges; validation where it was due."""
+    """What the loop reports after each step: losses are means over edges; validation where it was due.
+
+    `improved` says that the validation's VOI is the lowest so far.
+    """
 
     step: int
     loss: float
     primary_loss: float
     learning_rate: float
     validation: dict[str, float] | None
+    improved: bool = False
 
 
 class Trainer:
@@ -120,6 +144,7 @@ class Trainer:
         if any(extent % factor for extent, factor in zip(sampler.patch, network.divisor, strict=True)):
             raise InvalidConfig(f"patch: expected multiples of {network.divisor}, got {sampler.patch}")
         self.options, self.sampler, self.step = options, sampler, 0
+        self.best_voi, self.without_gain = math.inf, 0
         self.device = _device(options.device)
         self.bf16 = _use_bf16(options.precision, self.device)
         torch.manual_seed(sampler.seed)
@@ -129,11 +154,16 @@ class Trainer:
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether as many validations as `patience` allows have passed without a lower VOI."""
+        return 0 < self.options.patience <= self.without_gain
+
     def run(self, validation: tuple[LabelledVolume, ...] = ()) -> Iterator[Progress]:
         """Train from the current step to the last; the next batch is made while the current one is learnt."""
         with ThreadPoolExecutor(1) as maker:
             upcoming = maker.submit(self.sampler.batch, self.step, self.options.batch_size)
-            while self.step < self.options.steps:
+            while self.step < self.options.steps and not self.stopped_early:
                 batch = upcoming.result()
                 if self.step + 1 < self.options.steps:
                     upcoming = maker.submit(self.sampler.batch, self.step + 1, self.options.batch_size)
@@ -141,26 +171,29 @@ class Trainer:
                 self.step += 1
                 due = self.step % self.options.validate_every == 0 or self.step == self.options.steps
                 scores = self.validate(validation) if validation and due else None
-                yield Progress(self.step, loss, primary, self.options.learning_rate_at(self.step - 1), scores)
+                improved = scores is not None and scores["voi"] < self.best_voi
+                if scores is not None:
+                    self.best_voi = min(self.best_voi, scores["voi"])
+                    self.without_gain = 0 if improved else self.without_gain + 1
+                yield Progress(self.step, loss, primary, self.options.learning_rate_at(self.step - 1), scores, improved)
 
     def validate(self, volumes: tuple[LabelledVolume, ...]) -> dict[str, float]:
-        """Score the averaged weights on unaugmented patches that tile the volumes.
-
-        Returns the mean balanced loss of the nearest-neighbour edges, and their balanced error (mean over both
-        classes of the fraction on the wrong side of 0.5).
-        """
-        losses, wrong = [], np.zeros(2)
+        """Score the averaged weights on whole volumes; means over them of `edge_scores` and `segmentation_scores`."""
+        scores = []
         for volume in volumes:
-            for batch, mask in self._tiles(volume):
-                with torch.no_grad(), self._autocast():
-                    logits = self.averaged(self._input(batch.image)).float().cpu()
-                weights, targets = torch.from_numpy(batch.weights), torch.from_numpy(batch.targets)
-                losses.append(float(_mean_loss(logits[:, :3], targets[:, :3], weights[:, :3])))
-                miss = ((logits[:, :3] > 0) != (targets[:, :3] > 0.5)).numpy()
-                known, truth = mask[:, :3] > 0, batch.targets[:, :3] > 0.5
-                wrong += [miss[known & truth].mean(), miss[known & ~truth].mean()]
-        count = len(losses)
-        return {"loss": float(np.mean(losses)), "balanced_error": float(wrong.mean() / count)}
+            probabilities = predict(self._probabilities, volume.image, self.network.config.divisor)
+            sampler = self.sampler
+            edges = edge_scores(
+                probabilities, volume.labels, boundary_voxels=sampler.boundary_voxels, balance=sampler.balance
+            )
+            scores.append({**edges, **segmentation_scores(probabilities, volume.labels)})
+        return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+    def initialise(self, path: Path) -> None:
+        """Begin with a checkpoint's averaged weights; raises `InvalidModel` if damaged or of another network."""
+        content = self._read(path)
+        self.network.load_state_dict(content["state"])
+        self.averaged.load_state_dict(content["state"])
 
     def save(self, path: Path, voxel_size_nm: VoxelSize, provenance: dict[str, Any]) -> None:
         """Write a checkpoint in one move: a reader sees the old file or the new one, never half of either."""
@@ -172,27 +205,39 @@ class Trainer:
             "voxel_size_nm": list(voxel_size_nm),
             "step": self.step,
             "provenance": provenance,
-            "resume": {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()},
+            "resume": {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best_voi": self.best_voi,
+                "without_gain": self.without_gain,
+            },
         }
         partial = path.with_name(path.name + ".partial")
         torch.save(content, partial)
         os.replace(partial, path)
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint; raises `InvalidModel` where it is damaged or belongs to another network."""
+    def resume(self, path: Path) -> dict[str, Any]:
+        """Go on from a checkpoint and return its provenance; raises `InvalidModel` as `initialise` does."""
+        content = self._read(path)
+        held = content["resume"]
+        self.network.load_state_dict(held["network"])
+        self.averaged.load_state_dict(content["state"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.best_voi, self.without_gain = float(held["best_voi"]), int(held["without_gain"])
+        self.step = int(content["step"])
+        return dict(content["provenance"])
+
+    def _read(self, path: Path) -> dict[str, Any]:
         content = read_checkpoint(path)
         if content["network"]["config"] != asdict(self.network.config):
             raise InvalidModel(
                 f"{path}: the checkpoint's network {content['network']['config']} is not the configured one"
             )
-        self.network.load_state_dict(content["resume"]["network"])
-        self.averaged.load_state_dict(content["state"])
-        self.optimizer.load_state_dict(content["resume"]["optimizer"])
-        self.step = int(content["step"])
+        return content
 
     def _learn(self, batch: Batch) -> tuple[float, float]:
         self.network.train()
-        if self.options.cooling(self.step):
+        if self.options.frozen(self.step):
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm3d):
                     module.eval()
@@ -206,6 +251,8 @@ class Trainer:
         if logits.shape[1] > 3:
             auxiliary = _mean_loss(logits[:, 3:].float(), targets[:, 3:], weights[:, 3:])
             loss = primary + self.options.auxiliary_weight * auxiliary
+        if self.options.maximin_weight:
+            loss = loss + self.options.maximin_weight * self._maximin_loss(logits[:, :3].float(), targets, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
@@ -222,21 +269,26 @@ class Trainer:
             else:
                 kept.copy_(new)
 
-    def _tiles(self, volume: LabelledVolume) -> Iterator[tuple[Batch, np.ndarray[Any, Any]]]:
-        divisor = self.network.config.divisor
-        counts = [-(-n // VALIDATION_TILE) for n in volume.image.shape]
-        patch = [n // k - (n // k) % d for n, k, d in zip(volume.image.shape, counts, divisor, strict=True)]
-        starts = [range(0, n - p + 1, p) for p, n in zip(patch, volume.image.shape, strict=True)]
-        for z in starts[0]:
-            for y in starts[1]:
-                for x in starts[2]:
-                    cut = (slice(z, z + patch[0]), slice(y, y + patch[1]), slice(x, x + patch[2]))
-                    image = volume.image[cut].astype(np.float32) / np.float32(255)
-                    targets, mask = affinity_targets(
-                        volume.labels[cut], self.sampler.offsets, boundary_voxels=self.sampler.boundary_voxels
-                    )
-                    weights = balance_weights(targets, mask, exponent=self.sampler.balance)
-                    yield Batch(image[None], targets[None], weights[None]), mask[None]
+    def _maximin_loss(self, logits: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Cross entropy of the nearest-neighbour edges, weighted by the voxel pairs that hang on them."""
+        affinities = torch.sigmoid(logits.detach()).cpu().numpy()
+        shares = np.stack(
+            [
+                maximin_weights(predicted, truth[:3], (known[:3] > 0).astype(np.float32), objects)
+                for predicted, truth, known, objects in zip(
+                    affinities, batch.targets, batch.weights, batch.objects, strict=True
+                )
+            ]
+        )
+        losses = functional.binary_cross_entropy_with_logits(logits, targets[:, :3], reduction="none")
+        return (losses * torch.from_numpy(shares).to(self.device)).sum() / (2 * len(shares))
+
+    def _probabilities(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Nearest-neighbour probabilities (3, z, y, x) of the averaged weights for an image (z, y, x)."""
+        with torch.no_grad(), self._autocast():
+            logits: torch.Tensor = self.averaged(self._input(image[None]))
+        probabilities: np.ndarray[Any, Any] = torch.sigmoid(logits[0, :3].float()).cpu().numpy()
+        return probabilities
 
     def _input(self, image: np.ndarray[Any, Any]) -> torch.Tensor:
         normalised = (torch.from_numpy(image)[:, None] - SHIFT) * SCALE

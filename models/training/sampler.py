@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidConfig, InvalidVolume
-from models.geometry import Triple, VoxelSize
-from models.training.augmentation import AugmentationOptions, augment
-from models.training.targets import affinity_targets, balance_weights
+from models.geometry import Triple, VoxelSize, triple
+from models.training.augmentation import AugmentationOptions, flip_and_transpose, random_deformation
+from models.training.defects import damage
+from models.training.targets import affinity_targets, balance_weights, widen_boundaries
+from models.training.warp import read_patch
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,22 @@ class LabelledVolume:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (b, z, y, x) float32 in [0, 1]; targets and weights (b, c, z, y, x) float32."""
+    """Images (b, z, y, x) float32 in [0, 1]; targets and weights (b, c, z, y, x) float32; objects (b, z, y, x).
+
+    Objects are the labels with boundaries widened to 0: what the nearest-neighbour targets were made of.
+    """
 
     image: NDArray[np.float32]
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
+    objects: NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class PatchSampler:
     """Draws augmented patches; volumes are chosen in proportion to the number of places a patch fits into.
 
-    Raises `InvalidVolume` where a volume is smaller than a patch with its augmentation rim, `InvalidConfig` where a
+    Raises `InvalidVolume` where a volume is smaller than a patch, `InvalidConfig` where a
     patch cannot be transposed.
     """
 
@@ -62,7 +69,7 @@ class PatchSampler:
             raise InvalidConfig(f"patch: axes that augmentation exchanges must have equal extents, got {self.patch}")
         for volume in self.volumes:
             if min(self._places(volume)) < 1:
-                raise InvalidVolume(f"training volume: expected at least {self._cut()}, got {volume.image.shape}")
+                raise InvalidVolume(f"training volume: expected at least {self.patch}, got {volume.image.shape}")
 
     def batch(self, step: int, size: int) -> Batch:
         """Return the `size` patches of training step `step`."""
@@ -73,20 +80,16 @@ class PatchSampler:
         ]
         return Batch(*(np.stack(parts) for parts in zip(*patches, strict=True)))
 
-    def _patch(
-        self, volume: LabelledVolume, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        start = [int(rng.integers(places)) for places in self._places(volume)]
-        cut = tuple(slice(a, a + extent) for a, extent in zip(start, self._cut(), strict=True))
-        image = volume.image[cut].astype(np.float32) / np.float32(255)
-        image, labels = augment(image, volume.labels[cut], self.augmentation, rng)
+    def _patch(self, volume: LabelledVolume, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+        start = triple([rng.integers(places) for places in self._places(volume)], "patch start")
+        deformation = random_deformation(self.patch, self.augmentation, rng)
+        image, labels = read_patch(volume.image, volume.labels, start, self.patch, deformation)
+        image = damage(image, self.augmentation, rng)
+        image, labels = flip_and_transpose(image, labels, rng, isotropic=self.augmentation.isotropic)
         targets, mask = affinity_targets(labels, self.offsets, boundary_voxels=self.boundary_voxels)
-        return image, targets, balance_weights(targets, mask, exponent=self.balance)
-
-    def _cut(self) -> Triple:
-        rim = 2 * self.augmentation.rim
-        return self.patch[0], self.patch[1] + rim, self.patch[2] + rim
+        weights = balance_weights(targets, mask, exponent=self.balance)
+        return image, targets, weights, widen_boundaries(labels, self.boundary_voxels)
 
     def _places(self, volume: LabelledVolume) -> Triple:
-        z, y, x = (n - c + 1 for n, c in zip(volume.image.shape, self._cut(), strict=True))
+        z, y, x = (n - extent + 1 for n, extent in zip(volume.image.shape, self.patch, strict=True))
         return z, y, x

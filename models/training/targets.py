@@ -33,18 +33,23 @@ def long_range_offsets(voxel_size_nm: tuple[float, float, float]) -> tuple[Tripl
 def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.integer]:
     """Return a copy of (z, y, x) labels in which voxels near another label are 0.
 
-    A voxel is cleared when one of its six neighbours differs; repeated `voxels` times. The volume's faces are no
-    boundary.
+    A voxel is cleared when one of its six neighbours carries another label, then the neighbours of cleared voxels,
+    `voxels` times in all. Neither the volume's faces nor unlabelled voxels (0) are a boundary.
     """
     widened = labels.copy()
-    for _ in range(voxels):
-        boundary = np.zeros(labels.shape, bool)
+    boundary = np.zeros(labels.shape, bool)
+    for turn in range(voxels):
+        grown = boundary.copy()
         for axis in range(3):
             lower, upper = _pair(axis, 1)
-            differs = widened[upper] != widened[lower]
-            boundary[upper] |= differs
-            boundary[lower] |= differs
-        widened[boundary] = 0
+            if turn == 0:
+                near = (labels[upper] != labels[lower]) & (labels[upper] != 0) & (labels[lower] != 0)
+            else:
+                near = boundary[upper] | boundary[lower]
+            grown[upper] |= near
+            grown[lower] |= near
+        boundary = grown
+    widened[boundary] = 0
     return widened
 
 

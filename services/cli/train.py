@@ -14,6 +14,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="The recipe, a YAML file; see models/zoo/*/train.yaml.")],
     out: Annotated[Path, typer.Argument(help="Folder of the run; a run that is there goes on.")],
     data: Annotated[Path, typer.Option(help="Folder that relative volume paths in CONFIG start from.")] = Path(),
+    preview: Annotated[
+        Path | None, typer.Option(help="Write a PNG of every augmentation to this file, and do not train.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU; default all cores.", min=1)] = None,
 ) -> None:
     """Train a network: checkpoint, configuration and TensorBoard logs in OUT."""
@@ -23,9 +26,17 @@ def train(
         raise RuntimeUnavailable(
             f"training needs the extra 'train': pip install 'petavoxel[train]' ({error})"
         ) from error
+    from PIL import Image
+
     from services.training import TrainConfig
     from services.training import train as run
 
+    recipe = TrainConfig.read(config)
+    if preview:
+        Image.fromarray(recipe.preview(data)).save(preview)
+        print(preview)
+        return
+
     if threads:
         torch.set_num_threads(threads)
-    print(run(TrainConfig.read(config), out, data))
+    print(run(recipe, out, data))
