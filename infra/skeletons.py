@@ -17,8 +17,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from infra.objects import Folder
+from infra.shards import Entry, ShardedObjects, Sharding
 from infra.volumes.location import Location
-from models.errors import InvalidInput, InvalidVolume
+from infra.written import Written
+from models.errors import InvalidInput, InvalidVolume, NotFound
 
 _INFO = {
     "@type": "neuroglancer_skeletons",
@@ -212,46 +214,59 @@ def decode_precomputed(data: bytes, where: str = "skeleton") -> Skeleton:
 
 
 class PrecomputedSkeletons:
-    """A folder of precomputed skeletons (unsharded: one object per segment id) on a local path or bucket URL.
+    """A folder of precomputed skeletons, sharded by segment id, on a local path or bucket URL.
 
-    Neuroglancer opens it as `precomputed://URL`. Writing is idempotent, and several processes may write different ids.
-    Every method raises the storage errors of `models.errors`.
+    Neuroglancer opens it as `precomputed://URL`. Several processes may write different shards. Every method raises the
+    storage errors of `models.errors`.
     """
 
     def __init__(self, url: str) -> None:
         self._folder = Folder(url)
         self.url = self._folder.url
 
-    def create(self) -> PrecomputedSkeletons:
-        """Write the `info` object and return this store; does nothing new where it is there already."""
-        self._folder.write_json("info", _INFO)
+    def create(self, shard_bits: int = 0) -> PrecomputedSkeletons:
+        """Write the `info` object for 2^`shard_bits` shards and return this store."""
+        self._folder.write_json("info", {**_INFO, "sharding": Sharding(shard_bits).description()})
         return self
 
-    def write(self, skeletons: Iterable[tuple[int, Skeleton]]) -> None:
-        """Write skeletons by segment id (1 to 2^64 - 1), replacing what is there."""
-        for segment, skeleton in skeletons:
-            self._folder.write(_object(segment), encode_precomputed(skeleton))
+    @property
+    def sharding(self) -> Sharding:
+        """How ids are spread over files; raises `InvalidVolume` where `info` is of another kind."""
+        return self._shards.sharding
+
+    def write(self, shard: int, skeletons: Iterable[tuple[int, Skeleton]]) -> list[Written]:
+        """Write all skeletons of one shard, by segment id (1 to 2^64 - 1), replacing what is there."""
+        entries = [Entry(_checked_id(segment), encode_precomputed(skeleton)) for segment, skeleton in skeletons]
+        return self._shards.write(shard, entries)
 
     def read(self, segment: int) -> Skeleton:
         """The skeleton of one segment; raises `NotFound` without one, `InvalidVolume` for damaged bytes."""
-        return decode_precomputed(self._folder.read(_object(segment)), f"{self.url}/{segment}")
+        return decode_precomputed(self._shards.read(_checked_id(segment)), f"{self.url}/{segment}")
 
     def has(self, segment: int) -> bool:
         """Whether there is a skeleton of this segment."""
-        return self._folder.exists(_object(segment))
+        try:
+            return bool(self._shards.read(_checked_id(segment)))
+        except NotFound:
+            return False
 
     def ids(self) -> Iterator[int]:
-        """The segment ids that have a skeleton, ascending; raises `InvalidVolume` where `info` is of another kind."""
+        """The segment ids that have a skeleton, ascending within each shard."""
+        return self._shards.ids()
+
+    @cached_property
+    def _shards(self) -> ShardedObjects:
         info = self._folder.read_json("info")
-        if info != _INFO:
-            raise InvalidVolume(f"{self.url}/info: expected unsharded skeletons in nm with a radius, got {info}")
-        yield from sorted(int(name) for name in self._folder.names() if name.isdigit())
+        sharding = info.pop("sharding", None)
+        if info != _INFO or sharding is None:
+            raise InvalidVolume(f"{self.url}/info: expected sharded skeletons in nm with a radius, got {info}")
+        return ShardedObjects(self._folder, Sharding.of(sharding, f"{self.url}/info"))
 
 
-def _object(segment: int) -> str:
+def _checked_id(segment: int) -> int:
     if not 0 < int(segment) < 1 << 64:
         raise InvalidInput(f"skeleton: expected a segment id from 1 to 2^64 - 1, got {segment!r}")
-    return str(int(segment))
+    return int(segment)
 
 
 def _parted(url: str) -> tuple[Folder, str]:

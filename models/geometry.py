@@ -156,6 +156,11 @@ class ChunkGrid:
         z, y, x = (a + i * c for a, i, c in zip(self.box.start, index, self.chunk_shape, strict=True))
         return Chunk(index, Box.from_shape(self.chunk_shape, (z, y, x)).intersection(self.box))
 
+    def rank(self, chunk: Chunk) -> int:
+        """The place of a chunk in the order of iteration, from 0."""
+        (_, ny, nx), (z, y, x) = self.shape, chunk.index
+        return (z * ny + y) * nx + x
+
     def __iter__(self) -> Iterator[Chunk]:
         for z, y, x in product(*(range(n) for n in self.shape)):
             yield self.chunk((z, y, x))

@@ -11,9 +11,10 @@ from services.cli.segment import print_summary
 
 def skeletonize(
     segmentation: Annotated[str, typer.Argument(help="URL of a label volume (z, y, x) that knows its voxel size.")],
-    out: Annotated[str, typer.Argument(help="Output prefix: swc/ID.swc and precomputed/.")],
+    out: Annotated[str, typer.Argument(help="Output prefix: precomputed/ and swc/ID.swc.")],
     box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume.")] = None,
     dust: Annotated[int, typer.Option(help="Segments below this many voxels are left out.", min=0)] = 1000,
+    swc: Annotated[bool, typer.Option(help="Write a file per segment too; not for millions of segments.")] = True,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
 ) -> None:
     """Trace the centre lines of all segments, in nm."""
@@ -22,5 +23,5 @@ def skeletonize(
     from services.stages.skeletonize import SkeletonOptions
 
     with cluster(address):
-        summary = run(segmentation, out, options=SkeletonOptions(dust_voxels=dust), box=box)
+        summary = run(segmentation, out, options=SkeletonOptions(dust_voxels=dust, swc=swc), box=box)
     print_summary(summary)

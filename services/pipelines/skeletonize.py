@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from infra.ledger import digest
+from infra.exchange import Exchange
+from infra.ledger import Ledger, digest
 from infra.objects import Folder
+from infra.shards import Sharding
 from infra.skeletons import PrecomputedSkeletons
 from infra.volumes import open_volume
 from models.errors import InvalidVolume, RunConflict
 from models.geometry import Box
 from services.pipelines.stage import Stage, Summary, run_stage
+from services.stages.regroup import regroup
 from services.stages.skeletonize import SkeletonOptions
-from services.stages.skeletons import SkeletonJob, count, join, select, trace
+from services.stages.skeletons import SkeletonJob, join, trace
 
 
 def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: str | None = None) -> Summary:
     """Trace every segment of a label volume, on the Ray that this process belongs to.
 
-    Writes `out`/swc/ID.swc and `out`/precomputed/, in nm. A second call goes on where the first stopped. Raises
-    `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds another run.
+    Writes `out`/precomputed/ and, by the options, `out`/swc/ID.swc, in nm. A second call goes on where the first
+    stopped. Raises `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds
+    another run.
     """
     volume = open_volume(segmentation)
     if volume.info.channels is not None or volume.info.dtype.kind not in "ui":
@@ -54,8 +58,6 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
     )
     summary = Summary()
     if not folder.exists("progress/complete.json"):
-        run_stage(Stage(job.ledger("count"), tuple(job.grid), count, (job,)), summary)
-        select(job)
         for stage in skeleton_stages(job):
             run_stage(stage, summary)
         folder.write_json("progress/complete.json", {"key": key})
@@ -64,7 +66,18 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
 
 
 def skeleton_stages(job: SkeletonJob) -> Iterator[Stage]:
-    """The stages after the large segments are known."""
-    PrecomputedSkeletons(Folder(job.out).at("precomputed")).create()
+    """The stages of skeletons, in order; nothing but the segmentation is needed before."""
+    PrecomputedSkeletons(Folder(job.out).at("precomputed")).create(job.sharding.shard_bits)
     yield Stage(job.ledger("skeletonize"), tuple(job.grid), trace, (job,))
-    yield Stage(job.ledger("skeletons"), tuple(job.buckets), join, (job,))
+    yield from regroup_stages(job.exchange, job.sharding, job.ledger, "skeletons")
+    yield Stage(job.ledger("skeletons"), tuple(job.exchange.units()), join, (job,))
+
+
+def regroup_stages(
+    exchange: Exchange, sharding: Sharding, ledger: Callable[[str], Ledger], name: str
+) -> Iterator[Stage]:
+    """The passes of an exchange; none for up to 16 sources."""
+    for number in range(1, exchange.passes + 1):
+        markers = ledger(f"{name}_pass_{number}")
+        units = tuple(exchange.tasks(number))
+        yield Stage(markers, units, regroup, (exchange, sharding, markers, number))

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.skeletons import Skeleton
 from models.errors import InvalidInput, InvalidVolume, RuntimeUnavailable
 from models.geometry import Box, Triple, VoxelSize
+from models.segmentation.region_graph import segment_sizes
 from models.tracing.forest import clean_forest
 
 
@@ -36,9 +37,11 @@ class SkeletonOptions(BaseModel):
       branches shorter than that are not followed.
     - `pdrf_scale`, `pdrf_exponent`: how strongly paths are drawn to the middle.
     - `soma_*`: an object with voxels this far from the border is filled (detection), rooted in its middle (acceptance).
-    - `dust_voxels`: segments with fewer voxels in the whole volume have no skeleton.
+    - `dust_voxels`: segments with fewer voxels in the whole volume have no skeleton, nor have separate parts with fewer
+      that lie inside of a chunk.
     - `join_nm`: gaps up to this between parts of one segment are closed when fragments are merged.
     - `chunk_voxels`: extent of the chunks in which segments are traced.
+    - `swc`: also write a file per segment, which a bucket does not like for millions of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +56,8 @@ class SkeletonOptions(BaseModel):
     soma_invalidation_const_nm: float = Field(default=300.0, ge=0)
     dust_voxels: int = Field(default=1000, ge=0)
     join_nm: float = Field(default=50.0, ge=0)
-    chunk_voxels: Triple = (256, 256, 256)
+    chunk_voxels: Triple = (128, 128, 128)
+    swc: bool = True
 
     def teasar(self) -> dict[str, Any]:
         """The parameters under kimimaro's names."""
@@ -74,18 +78,20 @@ def overlap_box(chunk: Box, volume: Box) -> Box:
     return chunk.grown((0, 0, 0), (1, 1, 1)).intersection(volume)
 
 
-def large_segments(
-    ids: NDArray[np.uint64], voxel_counts: NDArray[np.integer], options: SkeletonOptions
-) -> NDArray[np.uint64]:
-    """The ids to skeletonize, ascending: those with enough voxels in the whole volume, without background 0.
+def possibly_large(labels: NDArray[np.integer], box: Box, volume: Box, options: SkeletonOptions) -> NDArray[np.uint64]:
+    """Ids of the segments in `box`, which `labels` fill, that may be large enough for a skeleton; ascending.
 
-    `voxel_counts` belongs to `ids`, which may come several times (once per chunk): their counts add up.
+    A segment with fewer voxels than dust that touches no face of the box inside `volume` is left out: it would cost
+    kimimaro milliseconds, and there may be many.
     """
-    unique, inverse = np.unique(ids, return_inverse=True)
-    totals = np.zeros(len(unique), dtype=np.int64)
-    np.add.at(totals, inverse, voxel_counts.astype(np.int64))
-    kept: NDArray[np.uint64] = unique[(totals >= options.dust_voxels) & (unique != 0)].astype(np.uint64)
-    return kept
+    ids, voxels = segment_sizes(labels.astype(np.uint64, copy=False))
+    at_faces = [np.empty(0, np.uint64)]
+    for axis in range(3):
+        for side, open_face in ((0, box.start[axis] > volume.start[axis]), (-1, box.stop[axis] < volume.stop[axis])):
+            if open_face:
+                at_faces.append(np.unique(labels.take(side, axis)).astype(np.uint64))
+    large: NDArray[np.uint64] = ids[(voxels >= options.dust_voxels) | np.isin(ids, np.concatenate(at_faces))]
+    return large
 
 
 def skeletonize_chunk(

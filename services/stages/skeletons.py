@@ -1,30 +1,27 @@
-"""Skeletons of a segmentation of any size: count voxels, trace chunk by chunk, join the fragments of each segment.
+"""Skeletons of a segmentation of any size: trace chunk by chunk, then join the fragments of each segment.
 
-Fragments are spilled to the work folder in buckets by segment id, so a joining worker holds one bucket of segments,
-never all of them.
+What a chunk knows of its segments, voxels and fragments, goes through an exchange to the bucket of each segment, and a
+bucket becomes one shard of the output. Only there it is known how large a segment is: what is too small within a chunk
+is not traced, and dust that reaches a chunk's face is traced and dropped when it is joined. No pass over the
+volume counts voxels beforehand.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
 from infra.chunk_map import ChunkFunction, Report
+from infra.exchange import Exchange, Record
 from infra.ledger import Ledger
-from infra.objects import Arrays, Folder
-from infra.skeletons import PrecomputedSkeletons, Skeleton, to_swc
+from infra.objects import Folder
+from infra.shards import Sharding
+from infra.skeletons import PrecomputedSkeletons, Skeleton, decode_precomputed, encode_precomputed, to_swc
 from infra.volumes import open_volume
-from models.geometry import Box, Chunk, ChunkGrid, VoxelSize
+from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
 from models.segmentation.region_graph import segment_sizes
-from services.stages.skeletonize import (
-    SkeletonOptions,
-    large_segments,
-    merge_fragments,
-    overlap_box,
-    skeletonize_chunk,
-)
+from services.stages.skeletonize import SkeletonOptions, merge_fragments, overlap_box, possibly_large, skeletonize_chunk
 
 
 @dataclass(frozen=True)
@@ -32,13 +29,13 @@ class SkeletonJob:
     """Which segmentation, what of it, and where the results go; picklable.
 
     `domain` is in voxels of the segmentation, whose voxel (0, 0, 0) lies at `offset_voxels`. Markers go below
-    `ledgers`, intermediates below `work`, results below `out` as `swc/ID.swc` and `precomputed/`.
+    `ledgers`, intermediates below `work`, results below `out` as `precomputed/` and, if asked for, `swc/ID.swc`.
     """
 
     segmentation: str
     domain: Box
     voxel_size_nm: VoxelSize
-    offset_voxels: tuple[int, int, int]
+    offset_voxels: Triple
     options: SkeletonOptions
     out: str
     work: str
@@ -51,103 +48,64 @@ class SkeletonJob:
         return ChunkGrid(self.domain, self.options.chunk_voxels)
 
     @property
-    def buckets(self) -> list[Chunk]:
-        """Units of the joining stage; the index is the bucket's number on the first axis."""
-        count = max(1, min(256, len(self.grid) // 4))
-        return [Chunk((i, 0, 0), Box((i, 0, 0), (i + 1, 1, 1))) for i in range(count)]
+    def exchange(self) -> Exchange:
+        """How fragments come from the chunks to the shards of the output."""
+        return Exchange(Folder(self.work) / "fragments", len(self.grid))
+
+    @property
+    def sharding(self) -> Sharding:
+        """A shard per bucket."""
+        return Sharding(self.exchange.bits)
 
     def ledger(self, stage: str) -> Ledger:
-        """Markers of one of this job's stages: count, skeletonize, skeletons."""
+        """Markers of one of this job's stages."""
         return Ledger(Folder(self.ledgers), stage, self.key)
 
 
-def count(job: SkeletonJob) -> ChunkFunction:
-    """The stage that counts each segment's voxels per chunk."""
-    volume, work, ledger = open_volume(job.segmentation), Folder(job.work), job.ledger("count")
-
-    def apply(chunk: Chunk) -> Report:
-        ids, voxels = segment_sizes(volume.read(chunk.box).astype(np.uint64, copy=False))
-        ledger.mark(chunk, [work.write_table(f"counts/{chunk.name}.parquet", {"segment": ids, "voxels": voxels})])
-        return {}
-
-    return apply
-
-
-def select(job: SkeletonJob) -> None:
-    """Store which segments are large enough, from the counts of all chunks."""
-    work = Folder(job.work)
-    tables = [work.read_table(f"counts/{chunk.name}.parquet") for chunk in job.grid]
-    ids, voxels = (np.concatenate([table[name] for table in tables]) for name in ("segment", "voxels"))
-    work.write_table("large.parquet", {"segment": large_segments(ids, voxels, job.options)})
-
-
 def trace(job: SkeletonJob) -> ChunkFunction:
-    """The stage that traces one chunk and spills its fragments."""
-    volume, work, ledger = open_volume(job.segmentation), Folder(job.work), job.ledger("skeletonize")
-    keep = work.read_table("large.parquet")["segment"]
-    buckets = len(job.buckets)
+    """The stage that traces one chunk and stores its fragments."""
+    volume, ledger, grid, exchange = open_volume(job.segmentation), job.ledger("skeletonize"), job.grid, job.exchange
 
     def apply(chunk: Chunk) -> Report:
         box = overlap_box(chunk.box, job.domain)
+        labels = volume.read(box)
+        keep = possibly_large(labels, box, job.domain, job.options)
         placed = box.shifted(job.offset_voxels)
-        fragments = skeletonize_chunk(volume.read(box), placed, job.voxel_size_nm, options=job.options, keep=keep)
-        spilled: dict[int, list[tuple[int, Skeleton]]] = defaultdict(list)
-        for segment, fragment in fragments:
-            spilled[segment % buckets].append((segment, fragment))
-        arrays = [_pack(spilled[bucket]) for bucket in range(buckets)]
-        outputs = [
-            work.write_arrays(f"fragments/{bucket}/{chunk.name}.npz", packed) for bucket, packed in enumerate(arrays)
+        fragments = dict(skeletonize_chunk(labels, placed, job.voxel_size_nm, options=job.options, keep=keep))
+        ids, voxels = segment_sizes(labels[chunk.box.slices(box.start)].astype(np.uint64))
+        counts = dict(zip(ids.tolist(), voxels.tolist(), strict=True))
+        packed = {segment: encode_precomputed(fragment) for segment, fragment in fragments.items()}
+        records = [
+            Record(segment, counts.get(segment, 0), packed.get(segment, b""))
+            for segment in sorted(counts.keys() | packed.keys())
         ]
-        ledger.mark(chunk, outputs)
+        shards = job.sharding.shards(np.array([record.id for record in records], np.uint64))
+        ledger.mark(chunk, [exchange.write(grid.rank(chunk), records, shards)])
         return {"fragments": len(fragments)}
 
     return apply
 
 
 def join(job: SkeletonJob) -> ChunkFunction:
-    """The stage that joins the segments of one bucket and writes them."""
-    work, out, ledger = Folder(job.work), Folder(job.out), job.ledger("skeletons")
+    """The stage that joins the segments of one bucket, one after the other, and writes them."""
+    out, ledger, exchange = Folder(job.out), job.ledger("skeletons"), job.exchange
     precomputed = PrecomputedSkeletons(out.at("precomputed"))
 
     def apply(chunk: Chunk) -> Report:
-        bucket = chunk.index[0]
-        segments: dict[int, list[Skeleton]] = defaultdict(list)
-        for part in job.grid:
-            for segment, fragment in _unpack(work.read_arrays(f"fragments/{bucket}/{part.name}.npz")):
-                segments[segment].append(fragment)
-        joined = [(segment, merge_fragments(segments[segment], options=job.options)) for segment in sorted(segments)]
-        joined = [(segment, skeleton) for segment, skeleton in joined if len(skeleton.vertices)]
-        outputs = [out.write(f"swc/{segment}.swc", to_swc(skeleton).encode()) for segment, skeleton in joined]
-        precomputed.write(joined)
-        ledger.mark(chunk, outputs, {"skeletons": len(joined)})
+        joined: list[tuple[int, Skeleton]] = []
+        largest = (0, 0)
+        for found in exchange.gather(chunk.index[0]):
+            if found.count < job.options.dust_voxels or not found.contents:
+                continue
+            largest = max(largest, (sum(map(len, found.contents)), found.id))
+            fragments = [decode_precomputed(content, f"fragment of {found.id}") for content in found.contents]
+            skeleton = merge_fragments(fragments, options=job.options)
+            if len(skeleton.vertices):
+                joined.append((found.id, skeleton))
+        outputs = precomputed.write(chunk.index[0], joined)
+        if job.options.swc:
+            outputs += [out.write(f"swc/{segment}.swc", to_swc(skeleton).encode()) for segment, skeleton in joined]
+        ledger.mark(chunk, outputs, {"largest_segment": largest[1], "largest_segment_bytes": largest[0]})
         return {"skeletons": len(joined), "cable_nm": sum(s.cable_length_nm for _, s in joined)}
 
     return apply
-
-
-def _pack(fragments: list[tuple[int, Skeleton]]) -> Arrays:
-    skeletons = [skeleton for _, skeleton in fragments]
-    return {
-        "segment": np.array([segment for segment, _ in fragments], np.uint64),
-        "vertex_count": np.array([len(s.vertices) for s in skeletons], np.int64),
-        "edge_count": np.array([len(s.edges) for s in skeletons], np.int64),
-        "vertices": np.concatenate([np.empty((0, 3), np.float32), *(s.vertices for s in skeletons)]),
-        "edges": np.concatenate([np.empty((0, 2), np.uint32), *(s.edges for s in skeletons)]),
-        "radii": np.concatenate([np.empty(0, np.float32), *(s.radii for s in skeletons)]),
-    }
-
-
-def _unpack(arrays: Arrays) -> list[tuple[int, Skeleton]]:
-    at_vertex, at_edge = np.cumsum(arrays["vertex_count"])[:-1], np.cumsum(arrays["edge_count"])[:-1]
-    parts = (
-        zip(
-            arrays["segment"],
-            np.split(arrays["vertices"], at_vertex),
-            np.split(arrays["edges"], at_edge),
-            np.split(arrays["radii"], at_vertex),
-            strict=True,
-        )
-        if arrays["segment"].size
-        else ()
-    )
-    return [(int(segment), Skeleton(vertices, edges, radii)) for segment, vertices, edges, radii in parts]

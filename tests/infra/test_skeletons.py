@@ -140,10 +140,16 @@ def test_swc_file_in_a_new_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["path", "file", "memory"])
 def test_precomputed_round_trip(where: str, tmp_path: Path) -> None:
     url = {"path": f"{tmp_path}/a/b", "file": f"file://{tmp_path}/a/b", "memory": "memory://bucket/skeletons"}[where]
-    store = PrecomputedSkeletons(url).create()
-    store.write([(TOP, forest(1)), (3, forest(2)), (1 << 53, forest(3))])
-    store.write([(3, forest(4))])
-    assert list(store.ids()) == [3, 1 << 53, TOP]
+    store = PrecomputedSkeletons(url).create(shard_bits=2)
+    given = {TOP: forest(1), 3: forest(2), 1 << 53: forest(3)}
+    ids = np.array(list(given), np.uint64)
+    for shard in range(4):
+        mine = ids[store.sharding.shards(ids) == shard].tolist()
+        written = store.write(shard, [(segment, given[segment]) for segment in mine])
+        assert len(written) == bool(mine)
+    of_three = int(store.sharding.shards(np.array([3], np.uint64))[0])
+    store.write(of_three, [(3, forest(4))])
+    assert sorted(store.ids()) == sorted(given)
     assert store.has(TOP)
     assert not store.has(TOP - 1)
     again = PrecomputedSkeletons(url)
@@ -157,7 +163,9 @@ def test_precomputed_round_trip(where: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         list(PrecomputedSkeletons(url + "/nowhere").ids())
     with pytest.raises(InvalidInput, match="segment id"):
-        store.write([(0, forest())])
+        store.write(0, [(0, forest())])
+    with pytest.raises(InvalidInput, match=f"of shard {3 - of_three}"):
+        store.write(3 - of_three, [(3, forest())])
     if where == "memory":
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
@@ -184,7 +192,7 @@ print(json.dumps([skeleton.vertices.tolist(), skeleton.edges.tolist(), skeleton.
 def test_cloud_volume_reads_the_folder(tmp_path: Path) -> None:
     # In a process of its own: cloud-volume warns about its own dependencies while it is imported.
     skeleton = forest(6)
-    PrecomputedSkeletons(f"{tmp_path}/skeletons").create().write([(TOP, skeleton)])
+    PrecomputedSkeletons(f"{tmp_path}/skeletons").create().write(0, [(TOP, skeleton)])
     info = {
         "type": "segmentation",
         "data_type": "uint64",
@@ -221,7 +229,7 @@ def test_damaged_objects_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidVolume, match="vertices 0 to 29"):
         decode_precomputed(bytes(wrong_edge))
     (tmp_path / "info").write_text('{"@type": "neuroglancer_legacy_mesh"}')
-    with pytest.raises(InvalidVolume, match="unsharded skeletons"):
+    with pytest.raises(InvalidVolume, match="sharded skeletons"):
         list(PrecomputedSkeletons(str(tmp_path)).ids())
 
 

@@ -52,7 +52,7 @@ def out(tmp_path: Path) -> Path:
     start = tuple(a + b for a, b in zip(image.info.offset_voxels, BOX.start, strict=True))
     volume(folder / "segmentation.zarr", blobs(BOX.shape), offset=start)
     line = Skeleton(np.array([[2400, 300, 300], [2500, 300, 600]], np.float32), np.array([[0, 1]]), np.array([90, 90]))
-    PrecomputedSkeletons(str(folder / "skeletons" / "precomputed")).create().write([(TOP, line), (7, line)])
+    PrecomputedSkeletons(str(folder / "skeletons" / "precomputed")).create().write(0, [(TOP, line), (7, line)])
     (folder / "run.json").write_text(json.dumps({"image": image.url, "box": str(BOX), "voxel_size_nm": SIZE}))
     return folder
 

@@ -7,9 +7,9 @@ from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Box, ChunkGrid
 from services.stages.skeletonize import (
     SkeletonOptions,
-    large_segments,
     merge_fragments,
     overlap_box,
+    possibly_large,
     skeletonize_chunk,
 )
 
@@ -122,10 +122,23 @@ def test_segments_above_2_to_the_53_stay_apart_and_only_kept_ones_are_traced() -
     assert skeletonize_chunk(labels * np.uint64(0), box, VOXEL, options=options()) == []
 
 
-def test_dust_counts_voxels_of_the_whole_segment() -> None:
-    ids = np.array([TOP, 5, 0, TOP, 9], dtype=np.uint64)
-    counts = np.array([600, 999, 10**6, 400, 1000])
-    assert large_segments(ids, counts, SkeletonOptions()).tolist() == [9, TOP]
+def test_only_dust_inside_a_chunk_is_known_to_be_dust() -> None:
+    labels = np.zeros((20, 30, 40), dtype=np.uint64)
+    labels[5:9, 5:9, 5:9] = 3  # 64 voxels inside
+    labels[5:15, 10:20, 10:20] = TOP  # 1000 voxels inside
+    labels[:2, :2, :2], labels[-2:, -2:, -2:] = 5, 6
+    volume = Box((0, 0, 0), (20, 60, 80))
+    settings = SkeletonOptions()
+    for box, expected in (
+        (Box((0, 0, 0), (20, 30, 40)), [6, TOP]),
+        (Box((0, 30, 40), (20, 60, 80)), [5, TOP]),
+        (Box((0, 0, 40), (20, 30, 80)), [5, 6, TOP]),
+    ):
+        assert possibly_large(labels, box, volume, settings).tolist() == expected
+    assert possibly_large(labels, Box.from_shape(labels.shape), Box.from_shape(labels.shape), settings).tolist() == [
+        TOP
+    ]
+    assert possibly_large(labels.astype(np.int32), box, volume, settings).size == 3
 
 
 def test_labels_are_left_as_they_were(branching: np.ndarray) -> None:
