@@ -1,30 +1,48 @@
-"""Runs one function over the chunks of a stage with Ray Data.
+"""Runs one function over the chunks of a stage with Ray Data, and ends whatever happens.
 
-A row is a chunk's description; the function reads, computes and writes its own voxels, and returns a small report. An
-error inside a chunk is caught where it happens: storage failures are tried again, and a chunk that keeps failing is
-reported with its box and cause after all other chunks are done, so one poisoned chunk costs nothing but itself. A
-worker or node that dies is Ray's to replace; its chunk is simply run again, which is safe: outputs are idempotent.
+A row is a chunk's description; the function reads, computes and writes its own voxels, and returns a small report.
+
+::
+
+    round 1   all chunks, several to a task        →  done, failed, or lost: their worker died
+    round 2   those that were lost, one to a task  →  …
+    round n   a chunk whose worker died `tries` times is given up: poisoned
+
+Errors inside a chunk are caught where they happen (`chunk_worker`): storage failures are tried again, and a chunk that
+keeps failing is reported with its box and cause after all others are done, so one poisoned chunk costs nothing but
+itself. Ray's own retries are off, for they are endless: a chunk that kills its worker would be run for ever. What was
+running when a worker or node died is run again here, which is safe: outputs are idempotent.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import queue
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 import ray.data
 
-from models.errors import ChunkFailed, PetavoxelError, StorageFailed
-from models.geometry import Box, Chunk
+from infra.chunk_worker import ChunkFunction, Message, Report, Rules, Worker, work_once
+from models.errors import ChunkFailed
+from models.geometry import Chunk
+
+__all__ = ["ChunkFunction", "Done", "Event", "Failed", "Placement", "Report", "Started", "Waiting", "map_chunks"]
 
 logger = logging.getLogger(__name__)
 
-Report = dict[str, Any]
-ChunkFunction = Callable[[Chunk], Report]
+TICK_S = 1.0
+"""Silence after which the caller hears `Waiting`."""
+LARGEST_TASK = 32
+"""Chunks in one task: Ray Data looks at its tasks every 0.1 s, too slow for tasks that are as short."""
+TASKS_PER_WORKER = 4
+"""At least so many tasks for every worker, where there are chunks enough, so that all end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -32,104 +50,280 @@ class Placement:
     """Where a stage's chunks run.
 
     `workers` run at a time, each with `cpus` and `gpus`; `stateful` workers are kept for the whole stage (a loaded
-    model), others are plain tasks. `tries` per chunk; storage failures wait `pause_s`, doubled each time, in between.
+    model), and with `prefetch` the next chunk already waits there; others are tasks of several chunks. A chunk gets
+    `tries`; storage failures wait `pause_s`, doubled each time, in between. One try may take `timeout_s`, then its
+    worker is ended. Where nothing begins or ends for `stall_s` while nothing runs, the stage is given up: the cluster
+    has no place for it.
     """
 
     workers: int = 1
     cpus: float = 1
     gpus: float = 0
     stateful: bool = False
+    prefetch: bool = True
     tries: int = 3
     pause_s: float = 1.0
+    timeout_s: float = 3600.0
+    stall_s: float = 900.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker has begun with a chunk."""
+
+    chunk: Chunk
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A chunk's output is stored."""
+
+    chunk: Chunk
+    report: Report
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A chunk was given up."""
+
+    chunk: Chunk
+    cause: str
+    tries: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing happened for `TICK_S`."""
+
+
+Event = Started | Done | Failed | Waiting
 
 
 def map_chunks(
     chunks: Sequence[Chunk], make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
-) -> Iterator[tuple[Chunk, Report]]:
-    """Yield each chunk with its report as it is done, in any order.
+) -> Iterator[Event]:
+    """Yield what happens to the chunks, in any order: each ends once, with `Done` or `Failed`.
 
     Parameters
     ----------
     chunks
         What to do.
     make, arguments
-        `make(*arguments)` is called once in every worker and returns the function that is applied to its chunks; both
-        must be picklable.
+        `make(*arguments)` is called in every worker and returns the function that is applied to its chunks; both must
+        be picklable.
 
-    Raises `ChunkFailed` after the last chunk, naming each chunk that failed, its box and the cause.
+    Raises `ChunkFailed` after the last chunk, naming each chunk that failed, its box and the cause; and at once where
+    the cluster has no place for a worker, or workers die before they begin.
     """
-    if not chunks:
-        return
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    rows = [{"index": list(chunk.index), "box": str(chunk.box)} for chunk in chunks]
-    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": 1}
-    size = min(placement.workers, len(rows))
-    if placement.stateful:
-        dataset = dataset.map_batches(
-            _Worker,
-            fn_constructor_args=(make, arguments, placement),
-            compute=ray.data.ActorPoolStrategy(size=size),
-            **options,
-        )
-    else:
-        dataset = dataset.map_batches(
-            _run_once,  # type: ignore[arg-type]
-            fn_args=(make, arguments, placement),
-            compute=ray.data.TaskPoolStrategy(size=size),
-            **options,
-        )
-    failures = []
-    for row in dataset.iter_rows():
-        chunk = Chunk(tuple(int(i) for i in row["index"]), Box.parse(row["box"]))  # type: ignore[arg-type]
-        if row["error"]:
-            failures.append(f"chunk {chunk.name} (box {chunk.box}): {row['error']}")
-            logger.error("%s", failures[-1])
-        else:
-            yield chunk, json.loads(row["report"])
+    left = {chunk.name: _Chunk(chunk) for chunk in chunks}
+    failures: list[str] = []
+    first, barren = True, 0
+    while left:
+        before = len(left)
+        size = _task_size(len(left), placement) if first else 1
+        rows = [state.row() for state in left.values()]
+        pump = _Pump(_dataset(rows, size, make, arguments, replace(placement, prefetch=first and placement.prefetch)))
+        for event in _round(left, pump, placement):
+            if isinstance(event, Failed):
+                failures.append(_described(event))
+            yield event
+        moved = len(left) < before
+        alone = not pump.error and size == 1 and not (first and placement.stateful)
+        for state in [state for state in left.values() if state.started or alone]:
+            state.deaths += 1
+            moved = True
+            if state.deaths >= placement.tries:
+                event = Failed(left.pop(state.chunk.name).chunk, _death(state, placement), state.deaths)
+                failures.append(_described(event))
+                yield event
+        if left:
+            barren = 0 if moved else barren + 1
+            if barren >= placement.tries:
+                raise ChunkFailed(
+                    f"{len(left)} of {len(chunks)} chunks: workers die before they begin, {barren} times: {pump.error}"
+                )
+            logger.warning("%d chunks were lost with their workers and are run again %s", len(left), pump.error)
+        first = False
     if failures:
         raise ChunkFailed(f"{len(failures)} of {len(chunks)} chunks failed: " + "; ".join(failures[:20]))
 
 
-class _Worker:
-    """Holds the chunk function of one worker and applies it to batches of one row."""
+@dataclass
+class _Chunk:
+    """A chunk that has not ended: how often its worker died, and who had it last in this round."""
 
-    def __init__(self, make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement) -> None:
-        self._apply, self._error = None, ""
-        try:
-            self._apply = make(*arguments)
-        except PetavoxelError as error:  # reported with every chunk instead of restarting the worker for ever
-            self._error = f"{type(error).__name__}: {error}"
-        self._placement = placement
+    chunk: Chunk
+    deaths: int = 0
+    started: bool = False
+    worker: str = "a worker that never answered"
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        chunk = Chunk(tuple(int(i) for i in batch["index"][0]), Box.parse(str(batch["box"][0])))  # type: ignore[arg-type]
-        report, error = ({}, self._error) if self._apply is None else self._attempt(self._apply, chunk)
-        return {"index": [list(chunk.index)], "box": [str(chunk.box)], "error": [error], "report": [json.dumps(report)]}
+    def row(self) -> dict[str, str]:
+        """What a worker is told."""
+        told = {"index": self.chunk.index, "box": str(self.chunk.box), "try": 1 + self.deaths}
+        return {"row": json.dumps(told)}
 
-    def _attempt(self, apply: ChunkFunction, chunk: Chunk) -> tuple[Report, str]:
-        began, cause = time.monotonic(), ""
-        for attempt in range(1, self._placement.tries + 1):
-            try:
-                report = apply(chunk)
-            except StorageFailed as error:
-                cause = f"{error} (tried {attempt} times)"
-                if attempt < self._placement.tries:
-                    time.sleep(self._placement.pause_s * 2 ** (attempt - 1))
-            except PetavoxelError as error:
-                return {}, f"{type(error).__name__}: {error}"
-            except Exception as error:  # a bug in one chunk must not hide the state of all others
-                logger.exception("chunk %s", chunk.name)
-                return {}, f"{type(error).__name__}: {error}"
+
+def _task_size(chunks: int, placement: Placement) -> int:
+    if placement.stateful:
+        return 1
+    return max(1, min(LARGEST_TASK, chunks // (TASKS_PER_WORKER * placement.workers)))
+
+
+def _described(failed: Failed) -> str:
+    text = f"chunk {failed.chunk.name} (box {failed.chunk.box}): {failed.cause}"
+    logger.error("%s", text)
+    return text
+
+
+def _death(state: _Chunk, placement: Placement) -> str:
+    return (
+        f"its worker died {state.deaths} times, last {state.worker}: out of memory, a crash, a lost node, "
+        f"or longer than {placement.timeout_s:.0f} s"
+    )
+
+
+def _round(left: dict[str, _Chunk], pump: _Pump, placement: Placement) -> Iterator[Event]:
+    """Run all chunks that are left once; what ended is taken out of `left`, what was lost stays."""
+    for state in left.values():
+        state.started = False
+    running: set[str] = set()
+    last = time.monotonic()
+    try:
+        while True:
+            message = pump.next(TICK_S)
+            if message is None:
+                _check_stall(time.monotonic() - last, left, running, placement)
+                yield Waiting()
+                continue
+            if not message:
+                return
+            last = time.monotonic()
+            name = message["chunk"]
+            if name not in left:
+                continue
+            state = left[name]
+            if message["kind"] == "started":
+                state.started, state.worker = True, f"process {message['pid']} on {message['host']}"
+                running.add(name)
+                yield Started(state.chunk, message["host"], message["pid"])
+                continue
+            running.discard(name)
+            del left[name]
+            if message["kind"] == "done":
+                yield Done(state.chunk, message["report"])
             else:
-                return {"seconds": time.monotonic() - began, "tries": attempt, **report}, ""
-        return {}, cause
+                yield Failed(state.chunk, message["cause"], message["tries"])
+    finally:
+        pump.stop()
 
 
-def _run_once(
-    batch: dict[str, Any], make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
-) -> dict[str, Any]:
-    return _Worker(make, arguments, placement)(batch)
+def _check_stall(silent_s: float, left: dict[str, _Chunk], running: set[str], placement: Placement) -> None:
+    limit = placement.stall_s + (placement.timeout_s if running else 0)
+    if silent_s < limit:
+        return
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    has = f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
+    which = [f"{left[name].chunk.name} (box {left[name].chunk.box})" for name in sorted(running)[:20] if name in left]
+    hung = f"; begun and never ended: {', '.join(which)}" if which else ""
+    raise ChunkFailed(
+        f"{len(left)} chunks left, nothing happened for {silent_s:.0f} s; the cluster has {has}, a worker needs "
+        f"{placement.cpus:g} CPU and {placement.gpus:g} GPU{hung}"
+    )
+
+
+def _dataset(
+    rows: list[dict[str, str]],
+    size: int,
+    make: Callable[..., ChunkFunction],
+    arguments: tuple[Any, ...],
+    placement: Placement,
+) -> Callable[[], ray.data.Dataset]:
+    tasks = -(-len(rows) // size)
+    workers = min(placement.workers, tasks)
+    rules = Rules(placement.tries, placement.timeout_s, placement.pause_s)
+
+    def build() -> ray.data.Dataset:
+        _configure()
+        dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=tasks)
+        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": None}
+        if placement.stateful:
+            return dataset.map_batches(
+                Worker,
+                fn_constructor_args=(make, arguments, rules),
+                compute=ray.data.ActorPoolStrategy(
+                    size=workers, max_tasks_in_flight_per_actor=2 if placement.prefetch else 1
+                ),
+                max_restarts=-1,
+                max_task_retries=0,
+                **options,
+            )
+        return dataset.map_batches(
+            work_once,  # type: ignore[arg-type]
+            fn_args=(make, arguments, rules),
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            max_retries=0,
+            **options,
+        )
+
+    return build
+
+
+def _configure() -> None:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints traces of what is reported here in one line
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # what dies is run again here, the others go on
+    context.target_max_block_size = 1  # every row is sent at once
+
+
+@dataclass
+class _Pump:
+    """Runs a dataset in a thread of its own, so that waiting for its rows has a limit."""
+
+    build: Callable[[], ray.data.Dataset]
+    messages: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    error: str = ""
+    """Why the dataset ended early, empty where it did not."""
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._run, name="chunk-map", daemon=True).start()
+
+    def next(self, timeout_s: float) -> Message | None:
+        """The next message, an empty one after the last, None where none came in time."""
+        try:
+            return self.messages.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def stop(self) -> None:
+        """Let the thread end with the next row."""
+        self.stopped.set()
+
+    def _run(self) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                bundles = self.build().iter_internal_ref_bundles()
+            for bundle in bundles:
+                for reference in bundle.block_refs:
+                    self._send(reference)
+                if self.stopped.is_set():
+                    return
+        except Exception as error:  # whatever ends the dataset: what has not ended by then is lost, and run again
+            self.error = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        finally:
+            self.messages.put({})
+
+    def _send(self, reference: Any) -> None:
+        try:
+            table = ray.get(reference, timeout=60)
+        except (ray.exceptions.RayError, TimeoutError) as error:  # the node that held the row died
+            logger.warning("a report was lost: %s", type(error).__name__)
+            return
+        for text in table.column("row").to_pylist():
+            for message in json.loads(text):
+                self.messages.put(message)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook
 
 from models.errors import RuntimeUnavailable
 
@@ -30,6 +31,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     if ray.is_initialized():  # the process belongs to a cluster already, e.g. as the driver of a submitted job
         yield
         return
+    auto_init_hook.enable_auto_connect = False  # or a late call after the end would start another Ray
     folder = None if address else tempfile.mkdtemp(prefix="pvx-")
     try:
         _start(address, cpus, folder)

@@ -1,55 +1,108 @@
 """What is done: one marker per stage and chunk, written after the chunk's output is stored.
 
-A marker holds the stage's key (a digest of everything that decides the output: input identity, configuration, model)
-and its outputs with their checksums. A chunk is done when its marker's key is the one asked for, so a rerun redoes what
-is missing or was made with something else. Markers, not the existence of outputs, say what is complete.
+::
+
+    progress/STAGE/CHUNK.KEY.json       done: what was stored, with checksums, from what, when, where, at which try
+    progress/STAGE/CHUNK.failed.json    given up, or found damaged: the box and the cause
+
+The key is a digest of everything that decides the output (input identity, configuration, model). It is part of the
+marker's name, so that one listing tells what is done, however many chunks there are. A chunk is done when it has a
+marker of the key that is asked for; a rerun redoes what is missing or was made with something else, and says why.
+Markers, not the existence of outputs, say what is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from infra.attempt import attempt_figures, now
 from infra.objects import Folder
 from infra.written import Written
-from models.errors import StorageFailed
+from models.errors import NotFound, StorageFailed
 from models.geometry import Chunk
+
+FAILED = "failed"
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class Markers:
+    """What one listing says of a stage: names of chunks by the key they were made with, and those that failed."""
+
+    done: dict[str, set[str]]
+    failed: set[str]
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Markers of the stage `stage` whose outputs are decided by `key`, below `folder`/progress/`stage`."""
+    """Markers of the stage `stage` whose outputs are decided by `key`, below `folder`/progress/`stage`.
+
+    `made_from` says in words what the key is a digest of: input identity, model digest, options by name.
+    """
 
     folder: Folder
     stage: str
     key: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
 
-    def mark(self, chunk: Chunk, outputs: Sequence[Written], report: dict[str, Any] | None = None) -> None:
+    def mark(self, chunk: Chunk, outputs: Sequence[Written], report: Mapping[str, Any] | None = None) -> None:
         """Say that `chunk` is done and all of `outputs` are stored; `report` holds figures of the chunk."""
-        self._markers.write_json(
-            f"{chunk.name}.json",
+        self._folder.write_json(
+            f"{chunk.name}.{self.key}.json",
             {
                 **(report or {}),
+                **attempt_figures(),
                 "box": str(chunk.box),
                 "key": self.key,
+                "made_from": dict(self.made_from),
                 "outputs": [self._described(output) for output in outputs],
             },
         )
 
-    def done(self) -> dict[str, dict[str, Any]]:
-        """Markers by chunk, only those made under this key; a damaged marker counts as not done."""
-        names = [name for name in self._markers.names() if name.endswith(".json")]
-        with ThreadPoolExecutor(16) as readers:
-            markers = readers.map(self._read, names)
-            return {
-                name.removesuffix(".json"): marker
-                for name, marker in zip(names, markers, strict=True)
-                if marker.get("key") == self.key
-            }
+    def mark_failed(self, chunk: str, box: str, cause: str, tries: int = 0) -> None:
+        """Say that a chunk was given up, or that what is stored of it is damaged."""
+        content = {"box": box, "cause": cause, "key": self.key, "time": now(), "tries": tries}
+        self._folder.write_json(f"{chunk}.{FAILED}.json", content)
+
+    def markers(self) -> Markers:
+        """What is done and what failed, from one listing of names."""
+        done: dict[str, set[str]] = {}
+        failed: set[str] = set()
+        for name in self._folder.names():
+            chunk, _, key = name.removesuffix(".json").partition(".")
+            if key == FAILED:
+                failed.add(chunk)
+            elif name.endswith(".json"):
+                done.setdefault(key, set()).add(chunk)
+        return Markers(done, failed)
+
+    def marker(self, chunk: str) -> dict[str, Any]:
+        """A chunk's marker; raises `NotFound` where it has none, `StorageFailed` where it is damaged."""
+        return self._folder.read_json(f"{chunk}.{self.key}.json")
+
+    def failure(self, chunk: str) -> dict[str, Any]:
+        """Box, cause, tries and time of a chunk that failed; without a cause where it was done meanwhile."""
+        try:
+            return self._folder.read_json(f"{chunk}.{FAILED}.json")
+        except (NotFound, StorageFailed):
+            return {}
+
+    def forget(self, chunks: Iterable[str]) -> None:
+        """Remove the markers of chunks, so that they are done again."""
+        self._remove(f"{chunk}.{self.key}.json" for chunk in chunks)
+
+    def forget_failures(self, chunks: Iterable[str]) -> None:
+        """Remove what is said of failures of these chunks."""
+        self._remove(f"{chunk}.{FAILED}.json" for chunk in chunks)
+
+    def with_key(self, key: str) -> Ledger:
+        """The markers of the same stage under another key."""
+        return Ledger(self.folder, self.stage, key)
 
     def _described(self, output: Written) -> dict[str, Any]:
         name = output.url.removeprefix(f"{self.folder.url}/")
@@ -57,14 +110,37 @@ class Ledger:
         return {"name": name, "checksum": output.checksum, **place}
 
     @property
-    def _markers(self) -> Folder:
+    def _folder(self) -> Folder:
         return self.folder / "progress" / self.stage
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return self._markers.read_json(name)
-        except StorageFailed:
-            return {}
+    def _remove(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(self._folder.remove, names))
+
+
+def why_again(ledger: Ledger, chunks: Iterable[str], markers: Markers) -> str:
+    """In words, why these chunks are to be done: missing, failed or damaged before, made with another configuration."""
+    wanted = set(chunks)
+    reasons = []
+    others = {key: names & wanted for key, names in markers.done.items() if key != ledger.key}
+    for key, names in others.items():
+        if names:
+            reasons.append(f"{len(names)} made with another configuration{_difference(ledger, key, min(names))}")
+    failed = (markers.failed & wanted).difference(*others.values())
+    if failed:
+        reasons.append(f"{len(failed)} failed or damaged before")
+    missing = len(wanted - failed - set().union(*others.values()))
+    return ", ".join(([f"{missing} missing"] if missing else []) + reasons)
+
+
+def _difference(ledger: Ledger, key: str, chunk: str) -> str:
+    try:
+        was = ledger.with_key(key).marker(chunk).get("made_from", {})
+    except (NotFound, StorageFailed):
+        return ""
+    now_ = json.loads(json.dumps(dict(ledger.made_from)))
+    names = sorted(name for name in {*was, *now_} if was.get(name) != now_.get(name))
+    return f" ({', '.join(f'{name} {was.get(name)} → {now_.get(name)}' for name in names[:5])})" if names else ""
 
 
 def digest(*parts: object) -> str:

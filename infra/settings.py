@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     """Every byte to move adds its time at this rate to the timeout, so slow links are not taken for dead ones."""
     storage_anonymous: bool = False
     """Read public buckets without credentials."""
+    chunk_timeout_s: float = Field(default=3600.0, gt=0)
+    """Seconds that one try of one chunk may take; then its worker is ended."""
+    stall_s: float = Field(default=900.0, gt=0)
+    """Seconds without any chunk begun or ended after which a stage is given up; time for a cluster to grow."""
 
     def timeout_s(self, nbytes: int = 0) -> float:
         """Seconds that moving `nbytes` bytes may take."""

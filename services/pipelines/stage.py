@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
 
-from infra.chunk_map import ChunkFunction, Placement, map_chunks
-from infra.ledger import Ledger
+from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
+from infra.ledger import Ledger, why_again
+from infra.objects import Folder
+from infra.settings import Settings
 from infra.telemetry import StageProgress
 from models.geometry import Chunk
+from services.pipelines.progress import Heartbeat, PlannedStage, write_plan
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,13 @@ class Stage:
     arguments: tuple[Any, ...]
     inference_threads: int = 0
     """Threads of a worker that runs a network; 0 for stages of numpy and numba."""
+    reads_work: bool = True
+    """Whether it reads what lies below work/, which is removed when the run is complete."""
+
+    def planned(self) -> PlannedStage:
+        """The stage as it stands in the run's plan before it begins."""
+        voxels = sum(chunk.box.size for chunk in self.chunks)
+        return PlannedStage(self.ledger.stage, self.ledger.key, len(self.chunks), voxels, self.reads_work)
 
 
 @dataclass(frozen=True)
@@ -53,19 +63,62 @@ class Summary:
         return [asdict(stage) for stage in self.stages]
 
 
+def announce(stages: Iterable[Stage]) -> None:
+    """Write stages into the plan of their run before they begin, so that its status tells what is to come."""
+    planned: dict[Folder, list[PlannedStage]] = {}
+    for stage in stages:
+        planned.setdefault(stage.ledger.folder, []).append(stage.planned())
+    for folder, all_of_it in planned.items():
+        write_plan(folder, all_of_it)
+
+
 def run_stage(stage: Stage, summary: Summary) -> None:
     """Compute the chunks that the ledger does not know as done; raises `ChunkFailed` after trying all of them."""
-    name, done = stage.ledger.stage, stage.ledger.done()
-    pending = [chunk for chunk in stage.chunks if chunk.name not in done]
-    placement = _inference(stage.inference_threads) if stage.inference_threads else _plain()
+    ledger, plan = stage.ledger, stage.planned()
+    write_plan(ledger.folder, [plan])
+    pending, failed = _pending(stage)
     totals: dict[str, float] = {}
-    with StageProgress(name, len(stage.chunks), len(stage.chunks) - len(pending)) as progress:
-        for chunk, report in map_chunks(pending, stage.make, stage.arguments, placement):
-            for figure, value in report.items():
-                totals[figure] = totals.get(figure, 0) + value
-            progress.advance(chunk.box.size)
-    summary.stages.append(StageSummary(name, len(stage.chunks), len(pending), progress.seconds, progress.rate, totals))
-    logger.info("%s: %d of %d chunks computed in %.1f s", name, len(pending), len(stage.chunks), progress.seconds)
+    heartbeat = Heartbeat(ledger.folder, ledger.stage)
+    with StageProgress(ledger.stage, len(stage.chunks), len(stage.chunks) - len(pending)) as progress:
+        try:
+            for event in map_chunks(pending, stage.make, stage.arguments, _placement(stage)):
+                match event:
+                    case Started():
+                        heartbeat.started(event)
+                    case Done(chunk, report):
+                        heartbeat.ended(chunk.name)
+                        ledger.forget_failures({chunk.name} & failed)
+                        for figure, value in report.items():
+                            totals[figure] = totals.get(figure, 0) + value
+                        progress.advance(chunk.box.size)
+                    case Failed(chunk, cause, tries):
+                        heartbeat.ended(chunk.name)
+                        ledger.mark_failed(chunk.name, str(chunk.box), cause, tries)
+                heartbeat.beat(progress.voxels, progress.seconds)
+        finally:
+            if pending:
+                heartbeat.end()
+    took = StageSummary(ledger.stage, len(stage.chunks), len(pending), progress.seconds, progress.rate, totals)
+    summary.stages.append(took)
+    if pending:
+        spent = replace(plan, seconds=progress.seconds, computed=len(pending), computed_voxels=progress.voxels)
+        write_plan(ledger.folder, [spent])
+    logger.info("%s: %d of %d chunks computed in %.1f s", took.stage, took.computed, took.chunks, took.seconds)
+
+
+def _pending(stage: Stage) -> tuple[list[Chunk], set[str]]:
+    """Chunks that are not done, and which of them failed before; markers of other keys are removed."""
+    ledger, markers = stage.ledger, stage.ledger.markers()
+    done = markers.done.get(ledger.key, set())
+    pending = [chunk for chunk in stage.chunks if chunk.name not in done]
+    if pending and (done or markers.done or markers.failed):
+        why = why_again(ledger, (chunk.name for chunk in pending), markers)
+        logger.info("%s: %d of %d chunks to do (%s)", ledger.stage, len(pending), len(stage.chunks), why)
+    for key, names in markers.done.items():
+        if key != ledger.key:  # before anything is overwritten, lest they vouch for what is no longer there
+            ledger.with_key(key).forget(names)
+    ledger.forget_failures(markers.failed - {chunk.name for chunk in pending})
+    return pending, markers.failed
 
 
 def inference_threads() -> int:
@@ -73,18 +126,21 @@ def inference_threads() -> int:
     return max(1, min(8, os.cpu_count() or 1))
 
 
-def _plain() -> Placement:
-    """Stages of numpy and numba: one task per processor, one processor left to Ray Data."""
-    return Placement(workers=_processors())
+def _placement(stage: Stage) -> Placement:
+    """Where a stage runs, with the time limits of this installation.
 
-
-def _inference(threads: int) -> Placement:
-    """The prediction stage: a worker per GPU, or workers of `threads` threads on processors."""
-    gpus = int(_resources().get("GPU", 0))
+    Stages of numpy and numba: one task per processor, one processor left to Ray Data. Those of a network: a worker per
+    GPU, or workers of `inference_threads` threads on processors.
+    """
+    settings = Settings()
+    limits: dict[str, Any] = {"timeout_s": settings.chunk_timeout_s, "stall_s": settings.stall_s}
+    threads, processors, gpus = stage.inference_threads, _processors(), int(_resources().get("GPU", 0))
+    if not threads:
+        return Placement(workers=processors, **limits)
     if gpus:
-        return Placement(workers=gpus, gpus=1, stateful=True)
-    processors = _processors()
-    return Placement(workers=max(1, processors // threads), cpus=min(threads, processors), stateful=True)
+        return Placement(workers=gpus, gpus=1, stateful=True, **limits)
+    workers = max(1, processors // threads)
+    return Placement(workers=workers, cpus=min(threads, processors), stateful=True, **limits)
 
 
 def _processors() -> int:

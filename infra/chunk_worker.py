@@ -1,0 +1,113 @@
+"""The worker's side of `map_chunks`: applies a stage's function to chunks and tells what becomes of each.
+
+Rows travel as JSON in one column. A worker says that a chunk has begun before it begins, so that the driver knows what
+was being worked on when a worker dies, and who is to blame.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infra.attempt import attempt
+from models.errors import PetavoxelError, StorageFailed
+from models.geometry import Box, Chunk
+
+logger = logging.getLogger(__name__)
+
+Report = dict[str, Any]
+ChunkFunction = Callable[[Chunk], Report]
+Message = dict[str, Any]
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How often a chunk is tried, how long a try may take, and the pause after a storage failure, doubled each time."""
+
+    tries: int
+    timeout_s: float
+    pause_s: float
+
+
+class Worker:
+    """Applies `make(*arguments)` to chunks; the function is made when the first chunk comes, and kept.
+
+    Making it belongs to the first chunk's work: what cannot be made, or kills the worker, is then reported with a chunk
+    instead of starting workers for ever.
+    """
+
+    def __init__(self, make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], rules: Rules) -> None:
+        self._make, self._arguments, self._rules = make, arguments, rules
+        self._apply: ChunkFunction | None = None
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Rows of what happened last: that a chunk has begun, its report or error, often with the next one's begin."""
+        worker = {"host": socket.gethostname(), "pid": os.getpid()}
+        happened: list[Message] = []
+        for text in batch["row"]:
+            row = json.loads(str(text))
+            chunk = Chunk(tuple(row["index"]), Box.parse(row["box"]))
+            yield _row([*happened, _message("started", chunk, **worker)])
+            happened = [self._work(chunk, int(row["try"]))]
+        yield _row(happened)
+
+    def _work(self, chunk: Chunk, first: int) -> Message:
+        began, cause = time.monotonic(), ""
+        for number in range(first, first + self._rules.tries):
+            try:
+                with attempt(number), time_limit(self._rules.timeout_s):
+                    self._apply = self._apply or self._make(*self._arguments)
+                    report = self._apply(chunk)
+            except StorageFailed as error:
+                cause = f"{error} (tried {number} times)"
+                if number < first + self._rules.tries - 1:
+                    time.sleep(self._rules.pause_s * 2 ** (number - first))
+            except PetavoxelError as error:
+                return _message("failed", chunk, cause=f"{type(error).__name__}: {error}", tries=number)
+            except Exception as error:  # a bug in one chunk must not hide the state of all others
+                logger.exception("chunk %s", chunk.name)
+                return _message("failed", chunk, cause=f"{type(error).__name__}: {error}", tries=number)
+            else:
+                seconds = time.monotonic() - began
+                return _message("done", chunk, report={"seconds": seconds, "tries": number, **report})
+        return _message("failed", chunk, cause=cause, tries=first + self._rules.tries - 1)
+
+
+def work_once(
+    batch: Batch, make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], rules: Rules
+) -> Iterator[Batch]:
+    """`Worker` as a function, for workers that are not kept."""
+    yield from Worker(make, arguments, rules)(batch)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End this process where the block takes longer, with a trace of all its threads in the worker's log.
+
+    It works from outside the interpreter, so it also ends what is stuck in native code.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _message(kind: str, chunk: Chunk, **facts: Any) -> Message:
+    return {"kind": kind, "chunk": chunk.name, **facts}
+
+
+def _row(messages: list[Message]) -> Batch:
+    return {"row": np.array([json.dumps(messages)])}
