@@ -18,7 +18,9 @@ from services.cli.export import export
 from services.cli.segment import segment
 from services.cli.serve import serve
 from services.cli.skeletonize import skeletonize
+from services.cli.status import status
 from services.cli.train import train
+from services.cli.verify import verify
 from services.cli.view import view
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(skeletonize)
 app.add_typer(evaluate_app, name="evaluate")
+app.command()(status)
+app.command()(verify)
 app.command()(view)
 app.command()(serve)
 app.command()(train)

@@ -16,12 +16,14 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.attempt import now
-from infra.chunk_map import Started
 from infra.objects import Folder
 from models.errors import NotFound, StorageFailed
+
+if TYPE_CHECKING:  # who only reads needs no Ray
+    from infra.chunk_map import Started
 
 logger = logging.getLogger(__name__)
 

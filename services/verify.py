@@ -1,0 +1,165 @@
+"""Checks what a run stored against the checksums in its markers, and makes the next run redo what is damaged.
+
+A repair replaces the markers of what is damaged by failures, and removes `progress/complete.json`. Where the run was
+complete, work/ is gone: if a damaged stage reads from there, the markers of all that was stored there go too, so the
+next run fills it again. Results do not depend on when they were computed, so new chunks fit to those that were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from infra.ledger import Ledger
+from infra.objects import Folder
+from infra.volumes import Volume, open_volume
+from infra.written import Written
+from models.errors import AccessDenied, NotFound, PetavoxelError
+from models.geometry import Box
+from services.pipelines.progress import PlannedStage, read_plan
+
+THREADS = 4
+WORK = "work/"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with one output of one chunk, or with its marker."""
+
+    stage: str
+    key: str
+    chunk: str
+    box: str
+    output: str
+    cause: str
+
+
+@dataclass
+class Verification:
+    """How many chunks and outputs were checked, and what is damaged; `work_stages` stored something below work/."""
+
+    chunks: int = 0
+    outputs: int = 0
+    damages: list[Damage] = field(default_factory=list)
+    complete: bool = False
+    work_stages: set[str] = field(default_factory=set)
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        damages = [asdict(damage) for damage in self.damages]
+        return {"chunks": self.chunks, "outputs": self.outputs, "complete": self.complete, "damages": damages}
+
+
+@dataclass
+class _Checked:
+    outputs: int = 0
+    work: bool = False
+    damages: list[Damage] = field(default_factory=list)
+
+
+def verify(out: str) -> Verification:
+    """Read again every output that a marker names and compare checksums; reads as much as the run wrote.
+
+    Raises `NotFound` where no run is, `AccessDenied` where the store refuses.
+    """
+    folder = Folder(out)
+    if not folder.exists("run.json"):
+        raise NotFound(f"{folder.url}: expected the output prefix of a run, there is no run.json")
+    found = Verification(complete=folder.exists("progress/complete.json"))
+    check = _Check(folder, found.complete)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for plan in read_plan(folder):
+            ledger = Ledger(folder, plan.stage, plan.key)
+            chunks = sorted(ledger.markers().done.get(plan.key, set()))
+            for checked in threads.map(lambda chunk, ledger=ledger: check.chunk(ledger, chunk), chunks):
+                found.chunks += 1
+                found.outputs += checked.outputs
+                found.damages += checked.damages
+                if checked.work:
+                    found.work_stages.add(plan.stage)
+    return found
+
+
+def repair(out: str, found: Verification) -> list[str]:
+    """Make the next run redo what is damaged; returns the stages that it will redo as a whole, for work/ is gone.
+
+    Nothing is done where nothing is damaged.
+    """
+    if not found.damages:
+        return []
+    folder = Folder(out)
+    folder.remove("progress/complete.json")
+    plans = {plan.stage: plan for plan in read_plan(folder)}
+    for damage in found.damages:
+        ledger = Ledger(folder, damage.stage, damage.key)
+        ledger.mark_failed(damage.chunk, damage.box, f"damaged: {damage.output}: {damage.cause}")
+        ledger.forget([damage.chunk])
+    if not found.complete or not any(plans[damage.stage].reads_work for damage in found.damages):
+        return []
+    again = [plan for plan in plans.values() if plan.stage in found.work_stages]
+    for plan in again:
+        _forget_all(folder, plan)
+    return [plan.stage for plan in again]
+
+
+def _forget_all(folder: Folder, plan: PlannedStage) -> None:
+    ledger = Ledger(folder, plan.stage, plan.key)
+    ledger.forget(ledger.markers().done.get(plan.key, set()))
+
+
+class _Check:
+    """Checks the outputs of chunks; what lies below work/ only while the run is not complete."""
+
+    def __init__(self, folder: Folder, complete: bool) -> None:
+        self._folder, self._complete = folder, complete
+        self._volume = lru_cache(maxsize=64)(self._open)
+
+    def chunk(self, ledger: Ledger, chunk: str) -> _Checked:
+        """Check all outputs of one chunk."""
+        checked = _Checked()
+        try:
+            marker = ledger.marker(chunk)
+            box, outputs = str(marker["box"]), list(marker["outputs"])
+        except AccessDenied:
+            raise
+        except (PetavoxelError, KeyError, TypeError) as error:
+            checked.damages.append(Damage(ledger.stage, ledger.key, chunk, "", "marker", f"damaged ({error})"))
+            return checked
+        for output in outputs:
+            below_work = str(output["name"]).startswith(WORK)
+            checked.work = checked.work or below_work
+            if below_work and self._complete:
+                continue
+            checked.outputs += 1
+            for cause in self._wrong(output):
+                where = f"{output['name']}{' ' + output['box'] if 'box' in output else ''}"
+                checked.damages.append(Damage(ledger.stage, ledger.key, chunk, box, where, cause))
+        return checked
+
+    def _wrong(self, output: dict[str, Any]) -> Iterator[str]:
+        try:
+            written = self._read(output)
+        except AccessDenied:
+            raise
+        except NotFound:
+            yield "missing"
+        except PetavoxelError as error:
+            yield f"cannot be read ({error})"
+        else:
+            if written.checksum != output["checksum"]:
+                yield "other bytes than were written"
+
+    def _read(self, output: dict[str, Any]) -> Written:
+        name = str(output["name"])
+        url = name if "://" in name or name.startswith("/") else self._folder.at(name)
+        if "box" not in output:
+            parent, _, last = url.rpartition("/")
+            return Written.content(url, Folder(parent).read(last))
+        box, level = Box.parse(output["box"]), int(output["level"])
+        return Written.voxels(url, box, self._volume(url, level).read(box), level)
+
+    def _open(self, url: str, level: int) -> Volume:
+        return open_volume(url, level=level)
