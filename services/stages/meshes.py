@@ -1,0 +1,188 @@
+"""Meshes of a segmentation of any size: surfaces chunk by chunk, then a manifest per segment.
+
+Every level of the segmentation's pyramid gives a level of detail; a chunk of cells (see `meshing`) is a cell of the
+stored format. Fragments are final when their chunk is done: the exchange brings them to the shard of their segment, and
+nothing is decoded there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from infra.chunk_map import ChunkFunction, Report
+from infra.exchange import Exchange, Record
+from infra.ledger import Ledger
+from infra.meshes import CellGrid, Fragment, PrecomputedMeshes, encode_surface
+from infra.objects import Folder
+from infra.shards import Sharding
+from infra.volumes import open_volume
+from models.errors import InvalidVolume
+from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
+from models.segmentation.region_graph import segment_sizes
+from services.stages.meshing import Surface, surfaces, voxels_of
+
+_LARGEST_CHUNK = 512
+"""Voxels along an axis: marching cubes numbers them with ten bits, and a chunk must fit in memory."""
+
+
+class MeshOptions(BaseModel):
+    """How segments become meshes.
+
+    - `dust_voxels`: segments with fewer voxels in the whole volume have no mesh.
+    - `max_error_nm`: how far simplification may move the surface of the finest level, twice as far for each coarser
+      one; None takes the longest edge of a voxel, 0 keeps every triangle.
+    - `levels`: levels of detail at most, one per level of the segmentation's pyramid.
+    - `chunk_voxels`: extent of the chunks of the finest level, even.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dust_voxels: int = Field(default=1000, ge=0)
+    max_error_nm: float | None = Field(default=None, ge=0)
+    levels: int = Field(default=6, ge=1, le=12)
+    chunk_voxels: Triple = (128, 128, 128)
+
+    @field_validator("chunk_voxels")
+    @classmethod
+    def _even(cls, value: Triple) -> Triple:
+        if any(extent < 2 or extent % 2 or extent > _LARGEST_CHUNK for extent in value):
+            raise ValueError(f"expected even extents from 2 to {_LARGEST_CHUNK}, got {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One level of detail: its level in the pyramid, voxels, size of a voxel in the finest voxels, and chunks."""
+
+    level: int
+    shape: Triple
+    factor: Triple
+    chunk_voxels: Triple
+
+    @property
+    def grid(self) -> ChunkGrid:
+        """The chunks, in cells: one more along each axis than voxels."""
+        z, y, x = self.shape
+        return ChunkGrid(Box((0, 0, 0), (z + 1, y + 1, x + 1)), self.chunk_voxels)
+
+
+@dataclass(frozen=True)
+class MeshJob:
+    """Which segmentation and where the meshes go; picklable. `details` come from `plan_details`.
+
+    Markers go below `ledgers`, intermediates below `work`, meshes into `out`.
+    """
+
+    segmentation: str
+    details: tuple[Detail, ...]
+    voxel_size_nm: VoxelSize
+    offset_voxels: Triple
+    options: MeshOptions
+    out: str
+    work: str
+    ledgers: str
+    key: str
+
+    @property
+    def exchange(self) -> Exchange:
+        """How fragments come from the chunks of all levels to the shards of the output."""
+        return Exchange(Folder(self.work) / "fragments", sum(len(detail.grid) for detail in self.details))
+
+    @property
+    def sharding(self) -> Sharding:
+        """A shard per bucket."""
+        return Sharding(self.exchange.bits, compress=False)
+
+    @property
+    def cells(self) -> CellGrid:
+        """Where the stored cells lie: from the centre of the voxel before the first, on every level."""
+        size = np.array(self.voxel_size_nm)
+        origin = (np.array(self.offset_voxels) - 0.5) * size
+        shifts = [tuple(((1 - np.array(detail.factor)) / 2 * size).tolist()) for detail in self.details]
+        edges = [float(max(size * detail.factor)) for detail in self.details]
+        cell = size * self.options.chunk_voxels
+        return CellGrid(tuple(origin.tolist()), tuple(cell.tolist()), tuple(shifts), tuple(edges))
+
+    def ledger(self, stage: str) -> Ledger:
+        """Markers of one of this job's stages."""
+        return Ledger(Folder(self.ledgers), stage, self.key)
+
+
+def plan_details(shapes: list[Triple], factors: list[Triple], options: MeshOptions) -> tuple[Detail, ...]:
+    """The levels of detail for the levels of a pyramid, `factors` against the finest.
+
+    The cell of a level is twice that of the level before along every axis. Where the pyramid keeps a thick axis as it
+    is, a chunk of that level has more voxels along it; levels end where that would be too many, where one chunk holds
+    all, or with the pyramid. Raises `InvalidVolume` for levels that are not the halves of those before.
+    """
+    details: list[Detail] = []
+    for level, (shape, factor) in enumerate(zip(shapes, factors, strict=True)):
+        scale = 1 << level
+        if any(scale % f for f in factor):
+            raise InvalidVolume(f"pyramid: expected halves of the level before, got level {level} of factor {factor}")
+        z, y, x = (c * scale // f for c, f in zip(options.chunk_voxels, factor, strict=True))
+        if level == options.levels or max(z, y, x) > _LARGEST_CHUNK:
+            break
+        details.append(Detail(level, shape, factor, (z, y, x)))
+        if len(details[-1].grid) == 1:
+            break
+    return tuple(details)
+
+
+def surface_chunks(job: MeshJob, number: int) -> ChunkFunction:
+    """The stage that makes the surfaces of one chunk of a level of detail, and stores its fragments."""
+    detail, exchange = job.details[number], job.exchange
+    volume, ledger, grid = open_volume(job.segmentation, level=detail.level), job.ledger(f"mesh_{number}"), detail.grid
+    first = sum(len(finer.grid) for finer in job.details[:number])
+    z, y, x = (v * f for v, f in zip(job.voxel_size_nm, detail.factor, strict=True))
+    half = tuple(extent // 2 for extent in detail.chunk_voxels)
+    longest = max(job.voxel_size_nm)
+    error = (longest if job.options.max_error_nm is None else job.options.max_error_nm) * 2**number
+
+    def apply(chunk: Chunk) -> Report:
+        box = voxels_of(chunk.box)
+        labels = volume.read(box, fill=0)
+        found = surfaces(labels, (z, y, x), max_error_nm=error, cut=half if number else None)  # type: ignore[arg-type]
+        extent = np.array(detail.chunk_voxels) * (z, y, x)
+        packed = {
+            segment: Fragment(number, chunk.index, encode_surface(*_in_cell(surface, extent))).packed()
+            for segment, surface in found.items()
+        }
+        # A chunk counts the voxels behind its cells, not the plane before them, and only the finest level counts.
+        own = labels[1:, 1:, 1:] if number == 0 else labels[:0]
+        ids, voxels = segment_sizes(np.ascontiguousarray(own).astype(np.uint64, copy=False))
+        counts = dict(zip(ids.tolist(), voxels.tolist(), strict=True))
+        records = [Record(i, counts.get(i, 0), packed.get(i, b"")) for i in sorted(counts.keys() | packed.keys())]
+        shards = job.sharding.shards(np.array([record.id for record in records], np.uint64))
+        ledger.mark(chunk, [exchange.write(first + grid.rank(chunk), records, shards)])
+        return {"fragments": len(packed), "triangles": sum(len(faces) for _, faces in found.values())}
+
+    return apply
+
+
+def _in_cell(surface: Surface, extent_nm: NDArray[np.float64]) -> Surface:
+    """Vertices as fractions of the cell, 0 to 1; what rounding put beyond is put back."""
+    vertices, faces = surface
+    return np.clip(vertices / extent_nm, 0, 1), faces
+
+
+def manifests(job: MeshJob) -> ChunkFunction:
+    """The stage that writes the shard of one bucket."""
+    ledger, exchange, meshes = job.ledger("meshes"), job.exchange, PrecomputedMeshes(job.out)
+
+    def apply(chunk: Chunk) -> Report:
+        found = [
+            (segment.id, [Fragment.unpacked(content) for content in segment.contents])
+            for segment in exchange.gather(chunk.index[0])
+            if segment.count >= job.options.dust_voxels and segment.contents
+        ]
+        size, largest = max(((sum(len(f.draco) for f in parts), segment) for segment, parts in found), default=(0, 0))
+        outputs = meshes.write(chunk.index[0], job.cells, found)
+        ledger.mark(chunk, outputs, {"largest_segment": largest, "largest_segment_bytes": size})
+        return {"meshes": len(found)}
+
+    return apply
