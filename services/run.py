@@ -93,15 +93,19 @@ class Run:
         """A digest of everything that decides the result."""
         return digest("segment", self.keys)
 
+    def phase_key(self, phase: str) -> str:
+        """The key of what a phase leaves: that of its last stage."""
+        last = {"predict": "predict", "watershed": "region_graph", "agglomerate": "cut", "relabel": "skeletonize"}
+        return self.keys[last[phase]]
+
     @property
     def folder(self) -> Folder:
         """The output prefix."""
         return Folder(self.out)
 
-    @property
-    def work(self) -> Folder:
-        """What only the running pipeline needs; removed when it has finished."""
-        return self.folder / "work"
+    def work(self, phase: str) -> Folder:
+        """What only a running phase needs; removed when the phase has finished."""
+        return self.folder / "work" / phase
 
     @property
     def grid(self) -> ChunkGrid:
@@ -132,24 +136,28 @@ class Run:
         return z, y, x
 
 
-def stage_keys(
-    source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple, split: tuple[Triple, ...]
-) -> dict[str, str]:
+def predict_key(source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple) -> str:
+    """Key of the predictions; `source` describes image, box and model."""
+    return digest("predict", source, options.runtime, options.precision, options.augment, chunk_shape)
+
+
+def stage_keys(predict: str, options: SegmentOptions, split: tuple[Triple, ...]) -> dict[str, str]:
     """Keys of the stages, each from its own options and the keys of the stages before it.
 
-    `source` describes image, box and model; `split` the pyramid's factors.
+    `predict` is the key of the predictions; `split` the pyramid's factors.
     """
-    predict = digest("predict", source, options.runtime, options.precision, options.augment, chunk_shape)
     watershed = digest("watershed", predict, options.watershed.model_dump())
     agglomeration = options.agglomeration
     basins = digest("basins", watershed, agglomeration.basin_voxels, agglomeration.basin_affinity)
     merges = digest("merges", basins, agglomeration.floor)
+    seams = digest("seams", watershed)
     cut = digest("cut", merges, agglomeration.threshold)
     skeletons = options.skeletons.model_dump() if options.skeletons else None
     keys = {
         "predict": predict,
         "watershed": watershed,
-        "seams": digest("seams", watershed),
+        "seams": seams,
+        "region_graph": digest("region_graph", seams),
         "basins": basins,
         "merges": merges,
         "cut": cut,

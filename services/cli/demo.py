@@ -28,7 +28,7 @@ def demo(
         f"{scores.rand.error:.4f} (precision {scores.rand.precision:.3f}, recall {scores.rand.recall:.3f})",
     )
     table.add_row("all stages", f"{result.seconds:.1f} s, {result.voxels / result.seconds / 1e6:.2f} Mvoxel/s")
-    for stage in result.summary.stages:
+    for stage in result.summary.joined():
         table.add_row(stage.stage, f"{stage.seconds:.1f} s, {stage.chunks} chunks")
     Console().print(table)
     print(f"picture:      {result.picture}\nsegmentation: {out}/segmentation.zarr\nskeletons:    {out}/skeletons/")

@@ -1,8 +1,8 @@
-"""`petavoxel segment`."""
+"""`petavoxel segment`, and its phases one by one: `predict`, `watershed`, `agglomerate`, `relabel`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,61 +10,157 @@ from services.cli.fields import read_triple, read_voxel_size
 
 if TYPE_CHECKING:
     from services.pipelines.stage import Summary
+    from services.run import Run, SegmentOptions
+
+Image = Annotated[str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")]
+Out = Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")]
+Held = Annotated[str, typer.Argument(help="Output prefix of `petavoxel segment` or `petavoxel predict`.")]
+Model = Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")]
+ChunkShape = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")]
+Region = Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")]
+Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+Runtime = Annotated[str, typer.Option(help="auto, openvino, tensorrt or torch.")]
+Augment = Annotated[bool, typer.Option("--augment", help="Average predictions over flips and transposes.")]
+Size = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if IMAGE has none.")]
+AnySize = Annotated[bool, typer.Option("--any-voxel-size", help="Accept voxels unlike the training's.")]
+Threshold = Annotated[float | None, typer.Option(help="Mean affinity down to which segments merge.")]
+Skeletons = Annotated[bool | None, typer.Option(help="Trace skeletons as well.")]
+Low = Annotated[float | None, typer.Option(help="Affinity up to which voxels stay apart.")]
+High = Annotated[float | None, typer.Option(help="Affinity from which voxels always join.")]
+BasinVoxels = Annotated[int | None, typer.Option(help="Basins below this many voxels join a neighbour.")]
+BasinAffinity = Annotated[float | None, typer.Option(help="Affinity that such a neighbour needs.")]
+Floor = Annotated[float | None, typer.Option(help="Mean affinity down to which the merge tree is made.")]
 
 
 def segment(
-    image: Annotated[
-        str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")
-    ],
-    out: Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")],
-    model: Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")] = "fib25-affinity",
-    chunk: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")
-    ] = None,
-    box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Mean affinity down to which segments merge.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
-    runtime: Annotated[str, typer.Option(help="auto, openvino, tensorrt or torch.")] = "auto",
-    augment: Annotated[bool, typer.Option("--augment", help="Average predictions over flips and transposes.")] = False,
-    skeletons: Annotated[bool, typer.Option(help="Trace skeletons as well.")] = True,
-    voxel_size: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if IMAGE has none.")
-    ] = None,
-    any_voxel_size: Annotated[
-        bool, typer.Option("--any-voxel-size", help="Accept voxels unlike the training's.")
-    ] = False,
+    image: Image,
+    out: Out,
+    model: Model = "fib25-affinity",
+    chunk: ChunkShape = None,
+    box: Region = None,
+    address: Address = None,
+    threshold: Threshold = None,
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    augment: Augment = False,
+    skeletons: Skeletons = True,
+    voxel_size: Size = None,
+    any_voxel_size: AnySize = False,
 ) -> None:
     """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT."""
-    from pydantic import ValidationError
-
     from infra.cluster import cluster
-    from models.errors import InvalidConfig
-    from services.pipelines.segment import Request, prepare
+    from services.pipelines.preparation import Request, prepare
     from services.pipelines.segment import segment as run_pipeline
-    from services.run import SegmentOptions
 
-    try:
-        options = SegmentOptions.model_validate(
-            {
-                "runtime": runtime,
-                "precision": precision,
-                "augment": augment,
-                "agglomeration": {} if threshold is None else {"threshold": threshold},
-                **({} if skeletons else {"skeletons": None}),
-            }
-        )
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidConfig(f"options: {wrong}") from error
-    request = Request(
-        image, out, model, options, box, read_triple(chunk, "chunk"), any_voxel_size, read_voxel_size(voxel_size)
+    options = _options(
+        {"runtime": runtime, "precision": precision, "augment": augment, **_skeletons(skeletons)},
+        agglomeration={"threshold": threshold},
     )
-    run = prepare(request)
+    chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
+    run = prepare(Request(image, out, model, options, box, chunk_shape, any_voxel_size, size))
     with cluster(address):
         summary = run_pipeline(run)
     print_summary(summary)
     print(f"{out}: done; look at it with: petavoxel view {out}")
+
+
+def predict(
+    image: Image,
+    out: Out,
+    model: Model = "fib25-affinity",
+    chunk: ChunkShape = None,
+    box: Region = None,
+    address: Address = None,
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    augment: Augment = False,
+    voxel_size: Size = None,
+    any_voxel_size: AnySize = False,
+) -> None:
+    """Predict affinities of an image: the first phase of `petavoxel segment`; `petavoxel watershed OUT` comes next."""
+    from services.pipelines.preparation import Request, prepare
+
+    options = _options({"runtime": runtime, "precision": precision, "augment": augment})
+    chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
+    run = prepare(Request(image, out, model, options, box, chunk_shape, any_voxel_size, size))
+    _run_phase(run, "predict", address, "petavoxel watershed")
+
+
+def watershed(out: Held, low: Low = None, high: High = None, address: Address = None) -> None:
+    """Supervoxels and their region graph from the affinities in OUT; `petavoxel agglomerate OUT` comes next."""
+    run = _changed(out, watershed={"low": low, "high": high})
+    _run_phase(run, "watershed", address, "petavoxel agglomerate")
+
+
+def agglomerate(
+    out: Held,
+    threshold: Threshold = None,
+    basin_voxels: BasinVoxels = None,
+    basin_affinity: BasinAffinity = None,
+    tree_floor: Floor = None,
+    address: Address = None,
+) -> None:
+    """Merge the supervoxels in OUT: the whole merge tree, cut at the threshold; `petavoxel relabel OUT` comes next."""
+    changes = {
+        "threshold": threshold,
+        "basin_voxels": basin_voxels,
+        "basin_affinity": basin_affinity,
+        "tree_floor": tree_floor,
+    }
+    _run_phase(_changed(out, agglomeration=changes), "agglomerate", address, "petavoxel relabel")
+
+
+def relabel(out: Held, skeletons: Skeletons = None, address: Address = None) -> None:
+    """Segments, their pyramid and skeletons from the agglomeration in OUT: the last phase of `petavoxel segment`."""
+    _run_phase(_changed(out, **_skeletons(skeletons)), "relabel", address, "petavoxel view")
+
+
+def _run_phase(run: Run, phase: str, address: str | None, following: str) -> None:
+    from infra.cluster import cluster
+    from services.pipelines.segment import run_phase
+    from services.pipelines.stage import Summary
+
+    summary = Summary()
+    with cluster(address):
+        run_phase(run, phase, summary)
+    print_summary(summary)
+    print(f"{run.out}: {phase} done; next: {following} {run.out}")
+
+
+def _changed(out: str, **changes: Any) -> Run:
+    """The run in OUT with some options changed; None keeps what is there."""
+    from services.pipelines.preparation import changed_run, opened_run
+
+    run = opened_run(out)
+    held = run.options.model_dump()
+    for name, change in changes.items():
+        if isinstance(change, dict) and held[name] is not None:
+            change = {**held[name], **_given(change)}
+        held[name] = change
+    return changed_run(run, _options(held))
+
+
+def _skeletons(wanted: bool | None) -> dict[str, Any]:
+    """The options of skeletons: none, those of the run, or no change."""
+    return {} if wanted is None else {"skeletons": {} if wanted else None}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _options(values: dict[str, Any], **groups: dict[str, Any]) -> SegmentOptions:
+    from pydantic import ValidationError
+
+    from models.errors import InvalidConfig
+    from services.run import SegmentOptions
+
+    try:
+        return SegmentOptions.model_validate({**values, **{name: _given(group) for name, group in groups.items()}})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidConfig(f"options: {wrong}") from error
 
 
 def print_summary(summary: Summary) -> None:
@@ -73,12 +169,7 @@ def print_summary(summary: Summary) -> None:
     from rich.table import Table
 
     table = Table("stage", "chunks", "computed", "seconds", "Mvoxel/s")
-    for stage in summary.stages:
-        table.add_row(
-            stage.stage,
-            str(stage.chunks),
-            str(stage.computed),
-            f"{stage.seconds:.1f}",
-            f"{stage.voxels_per_s / 1e6:.2f}",
-        )
+    for stage in summary.joined():
+        rate = f"{stage.voxels_per_s / 1e6:.2f}"
+        table.add_row(stage.stage, str(stage.chunks), str(stage.computed), f"{stage.seconds:.1f}", rate)
     Console().print(table)

@@ -10,7 +10,8 @@ from infra.objects import Folder
 from infra.volumes import open_volume
 from services.evaluate import SegmentationScores, evaluate_segmentation
 from services.overlay import write_overlay
-from services.pipelines.segment import Request, prepare, segment
+from services.pipelines.preparation import Request, prepare
+from services.pipelines.segment import segment
 from services.pipelines.stage import Summary
 from services.run import SegmentOptions
 

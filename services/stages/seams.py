@@ -16,13 +16,13 @@ from services.stages.node_tables import write_faces
 def seams(run: Run) -> ChunkFunction:
     """The stage's function; it reads two planes per face.
 
-    Pairs of joined fragments go to work/seams/pairs/0 (`axis`, `own`, `before`), edges to work/fragments/faces.
+    Pairs of joined fragments go to seams/pairs/0 (`axis`, `own`, `before`), edges to fragments/faces.
     """
-    fragments = run.volume("work/fragments.zarr")
+    fragments = run.volume("work/watershed/fragments.zarr")
     ledger = run.ledger("seams")
 
     def apply(chunk: Chunk) -> Report:
-        bundle = run.work.read_arrays(f"fragments/planes/{chunk.name}.npz")
+        bundle = run.work("watershed").read_arrays(f"fragments/planes/{chunk.name}.npz")
         pairs = [np.empty((3, 0), np.uint64)]
         faces = []
         for axis in range(3):
@@ -37,8 +37,8 @@ def seams(run: Run) -> ChunkFunction:
         axes, own_ids, before_ids = np.concatenate(pairs, axis=1)
         columns = {"axis": axes.astype(np.uint8), "own": own_ids, "before": before_ids}
         outputs = [
-            run.work.write_table(f"seams/pairs/0/{chunk.name}.parquet", columns),
-            write_faces(run.work, f"fragments/faces/{chunk.name}", FaceEdges.joined(faces)),
+            run.work("watershed").write_table(f"seams/pairs/0/{chunk.name}.parquet", columns),
+            write_faces(run.work("watershed"), f"fragments/faces/{chunk.name}", FaceEdges.joined(faces)),
         ]
         ledger.mark(chunk, outputs)
         return {"pairs": int(axes.size)}

@@ -21,7 +21,7 @@ Pairs = NDArray[np.uint64]
 
 def seams_up(run: Run, level: int) -> ChunkFunction:
     """The function for the nodes of `level`, 1 to the root's."""
-    tree, work = run.octree, run.work
+    tree, work = run.octree, run.work("watershed")
     ledger = run.ledger("seams", f"up_{level}")
 
     def apply(node: Chunk) -> Report:
@@ -50,12 +50,12 @@ def seams_up(run: Run, level: int) -> ChunkFunction:
 
 def seams_down(run: Run, level: int) -> ChunkFunction:
     """The function for the nodes of `level`, from the root's to 1: what became of the children's fragments."""
-    work, ledger = run.work, run.ledger("seams", f"down_{level}")
+    work, ledger = run.work("watershed"), run.ledger("seams", f"down_{level}")
 
     def apply(node: Chunk) -> Report:
         handed_up = read_map(work, f"seams/open/{level}/{node.name}").values
         roots = read_map(work, f"seams/roots/{level}/{node.name}")
-        found = resolved(roots, distinct(handed_up), final_above(run, "seams", level, node))
+        found = resolved(roots, distinct(handed_up), final_above(run, "watershed/seams", level, node))
         ledger.mark(node, [write_map(work, f"seams/final/{level}/{node.name}", found)])
         return {}
 
@@ -64,20 +64,20 @@ def seams_down(run: Run, level: int) -> ChunkFunction:
 
 def supervoxels(run: Run) -> ChunkFunction:
     """The function that ends the way down: it writes the supervoxels of a chunk, and the map of its fragments."""
-    fragments = run.volume("work/fragments.zarr")
+    fragments = run.volume("work/watershed/fragments.zarr")
     volume = run.volume("supervoxels.zarr", writable=True)
     ledger = run.ledger("seams", "down_0")
 
     def apply(chunk: Chunk) -> Report:
-        final = final_above(run, "seams", 0, chunk)
-        ids, _ = read_sizes(run.work, f"fragments/sizes/{chunk.name}")
+        final = final_above(run, "watershed/seams", 0, chunk)
+        ids, _ = read_sizes(run.work("watershed"), f"fragments/sizes/{chunk.name}")
         found = IdMap(ids, final.of(ids))
         box = run.local(chunk.box)
         labels = found.of(fragments.read(box))
         volume.write(box, labels)
         outputs = [
             Written.voxels(volume.url, box, labels),
-            write_map(run.work, f"seams/map/{chunk.name}", found, key="fragment", value="supervoxel"),
+            write_map(run.work("watershed"), f"seams/map/{chunk.name}", found, key="fragment", value="supervoxel"),
         ]
         ledger.mark(chunk, outputs)
         return {}
@@ -85,16 +85,16 @@ def supervoxels(run: Run) -> ChunkFunction:
     return apply
 
 
-def final_above(run: Run, kind: str, level: int, node: Chunk) -> IdMap:
-    """What the parent of a node says of its children's ids; the identity for the root."""
+def final_above(run: Run, place: str, level: int, node: Chunk) -> IdMap:
+    """What the parent of a node says of its children's ids (in work/PLACE/final); the identity for the root."""
     if level == run.octree.depth:
         return IdMap.empty()
-    return read_map(run.work, f"{kind}/final/{level + 1}/{run.octree.parent(level, node).name}")
+    return read_map(run.folder / "work" / place, f"final/{level + 1}/{run.octree.parent(level, node).name}")
 
 
 def _read_pairs(run: Run, level: int, node: Chunk) -> list[Pairs]:
     """Pairs of a node's lower faces, per axis an array of two rows: own, before."""
-    table = run.work.read_table(f"seams/pairs/{level}/{node.name}.parquet")
+    table = run.work("watershed").read_table(f"seams/pairs/{level}/{node.name}.parquet")
     pairs = np.stack([table["own"], table["before"]])
     return [pairs[:, table["axis"] == axis] for axis in range(3)]
 
@@ -102,7 +102,7 @@ def _read_pairs(run: Run, level: int, node: Chunk) -> list[Pairs]:
 def _write_pairs(run: Run, level: int, node: Chunk, per_axis: list[Pairs]) -> Written:
     axes = np.concatenate([np.full(pairs.shape[1], axis, np.uint8) for axis, pairs in enumerate(per_axis)])
     own, before = _stacked(per_axis)
-    return run.work.write_table(
+    return run.work("watershed").write_table(
         f"seams/pairs/{level}/{node.name}.parquet", {"axis": axes, "own": own, "before": before}
     )
 

@@ -18,7 +18,7 @@ def watershed(run: Run) -> ChunkFunction:
     options = run.options.watershed
     low, high = max(1, round(255 * options.low)), round(255 * options.high)
     affinities = run.volume("affinities.zarr")
-    fragments = run.volume("work/fragments.zarr", writable=True)
+    fragments = run.volume("work/watershed/fragments.zarr", writable=True)
     ledger = run.ledger("watershed")
 
     def apply(chunk: Chunk) -> Report:
@@ -38,9 +38,9 @@ def watershed(run: Run) -> ChunkFunction:
         fragments.write(box, found.fragments)
         outputs = [
             Written.voxels(fragments.url, box, found.fragments),
-            write_graph(run.work, f"fragments/edges/{chunk.name}", graph),
-            write_sizes(run.work, f"fragments/sizes/{chunk.name}", ids, sizes),
-            run.work.write_arrays(f"fragments/planes/{chunk.name}.npz", faces),
+            write_graph(run.work("watershed"), f"fragments/edges/{chunk.name}", graph),
+            write_sizes(run.work("watershed"), f"fragments/sizes/{chunk.name}", ids, sizes),
+            run.work("watershed").write_arrays(f"fragments/planes/{chunk.name}.npz", faces),
         ]
         ledger.mark(chunk, outputs)
         return {"fragments": int(ids.size), "edges": len(graph)}

@@ -6,8 +6,12 @@ import numpy as np
 
 from models.catalog import Model
 from models.geometry import Triple
-from services.pipelines.segment import Request, create_arrays, prepare, skeleton_job, skeleton_stages, stages
+from models.segmentation.merge_tree import MergeTree
+from models.segmentation.region_graph import RegionGraph
+from services.pipelines.preparation import Request, prepare
+from services.pipelines.segment import PHASES, create_arrays
 from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions
+from services.stages.node_tables import read_faces, read_graph, read_merges
 from services.stages.skeletonize import SkeletonOptions
 
 SHAPE = (30, 44, 37)
@@ -25,16 +29,34 @@ def request(image: str, out: str | Path, model: Model, chunk: Triple | None = No
 def run_in_process(asked: Request, *, skeletons: bool = False, rng: np.random.Generator | None = None) -> Run:
     """All stages without Ray, the chunks of each in random order where `rng` is given."""
     run = prepare(asked)
-    create_arrays(run)
-    planned = list(stages(run))
-    for stage in planned:
-        order = rng.permutation(len(stage.chunks)) if rng else range(len(stage.chunks))
-        apply = stage.make(*stage.arguments)
-        for i in order:
-            apply(stage.chunks[i])
-    if skeletons and OPTIONS.skeletons:
-        for stage in skeleton_stages(skeleton_job(run, OPTIONS.skeletons)):
-            apply = stage.make(*stage.arguments)
-            for chunk in stage.chunks:
-                apply(chunk)
+    for phase in PHASES:
+        run_phase_in_process(run, phase, skeletons=skeletons, rng=rng)
     return run
+
+
+def run_phase_in_process(
+    run: Run, phase: str, *, skeletons: bool = False, rng: np.random.Generator | None = None
+) -> None:
+    """All stages of a phase without Ray and without the ledger's opinion of what is done."""
+    create_arrays(run, phase)
+    for stage in PHASES[phase](run):
+        if stage.ledger.stage.startswith("skelet") and not skeletons:
+            break
+        apply = stage.make(*stage.arguments)
+        for i in rng.permutation(len(stage.chunks)) if rng else range(len(stage.chunks)):
+            apply(stage.chunks[i])
+
+
+def region_graph_of(run: Run) -> RegionGraph:
+    """The region graph of the whole run."""
+    edges = [read_graph(run.folder, f"region_graph/edges/{chunk.name}") for chunk in run.grid]
+    faces = [read_faces(run.folder, f"region_graph/faces/{chunk.name}").graph for chunk in run.grid]
+    return RegionGraph.sum_of([*edges, *faces])
+
+
+def merges_of(run: Run, name: str) -> MergeTree:
+    """The merges of all nodes: "basins" or "merges"."""
+    nodes = [(level, node) for level in range(run.octree.depth + 1) for node in run.octree.nodes(level)]
+    return MergeTree.joined(
+        read_merges(run.folder, f"agglomeration/{name}/{level}/{node.name}") for level, node in nodes
+    )

@@ -1,30 +1,33 @@
 """The result does not depend on how the volume is cut, nor on the order in which chunks are done."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_runs import OPTIONS, SHAPE, request, run_in_process
+from pipeline_runs import OPTIONS, SHAPE, merges_of, region_graph_of, request, run_in_process
 
 from models.catalog import Model
 from models.geometry import Box
-from services.pipelines.segment import prepare
+from services.pipelines.preparation import prepare
 from services.run import Run
+from services.stages.node_tables import read_map
 
 ARRAYS = ("affinities.zarr", "supervoxels.zarr", "segmentation.zarr")
-TABLES = ("region_graph/edges.parquet", "agglomeration/merges.parquet", "agglomeration/segment_of.parquet")
 
 
 def results(run: Run) -> dict[str, np.ndarray]:
-    """All arrays and table columns of a run."""
+    """All arrays of a run, and its tables as one: region graph, merges and map."""
     found = {}
     for name in ARRAYS:
         volume = run.volume(name)
         found[name] = volume.read(volume.box)
-    for name in TABLES:
-        for column, values in run.folder.read_table(name).items():
-            found[f"{name}:{column}"] = values
+    tables = {"region_graph": region_graph_of(run), **{name: merges_of(run, name) for name in ("basins", "merges")}}
+    for name, table in tables.items():
+        for field in fields(table):
+            found[f"{name}:{field.name}"] = getattr(table, field.name)
+    maps = [read_map(run.folder, f"agglomeration/segment_of/{chunk.name}") for chunk in run.grid]
+    found["segment_of"] = np.unique(np.concatenate([np.stack([m.keys, m.values]) for m in maps], axis=1), axis=1)
     return found
 
 
@@ -37,7 +40,7 @@ def whole(image: str, model: Model, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_whole_has_something_to_compare(whole: dict[str, np.ndarray]) -> None:
     supervoxels, segments = (len(np.unique(whole[name])) for name in ("supervoxels.zarr", "segmentation.zarr"))
     assert supervoxels > segments > 5
-    assert len(whole["agglomeration/merges.parquet:a"]) > 10
+    assert len(whole["merges:a"]) > 10
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -88,4 +91,4 @@ def test_options_change_only_what_they_decide(image: str, model: Model, tmp_path
     other = OPTIONS.model_copy(update={"agglomeration": OPTIONS.agglomeration.model_copy(update={"threshold": 0.6})})
     second = prepare(replace(request(image, tmp_path / "b", model), options=other))
     same = {name for name in first.keys if first.keys[name] == second.keys[name]}
-    assert same == {"predict", "watershed", "seams"}
+    assert same == {"predict", "watershed", "seams", "region_graph", "basins", "merges"}

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pipeline_runs import merges_of, region_graph_of, run_phase_in_process
 
 from models.geometry import Box, Triple
 from models.segmentation.agglomeration import agglomerate
@@ -16,13 +17,8 @@ from models.segmentation.segments import Segments
 from models.segmentation.small_basins import merge_small_basins
 from models.segmentation.union_find import union_find
 from models.segmentation.watershed import watershed
-from services.pipelines.segment import agglomeration_stages, create_arrays
-from services.pipelines.stage import Stage
+from services.pipelines.segment import create_arrays
 from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions, stage_keys
-from services.stages.node_tables import read_faces, read_graph, read_merges
-from services.stages.relabel import relabel
-from services.stages.seams import seams
-from services.stages.watershed import watershed as watershed_stage
 
 Affinities = NDArray[np.uint8]
 
@@ -74,36 +70,18 @@ def in_chunks(
         chunk_shape=chunk,
         threads=1,
         options=options,
-        keys=stage_keys({}, options, chunk, ()),
+        keys=stage_keys("given", options, ()),
     )
-    create_arrays(run)
+    create_arrays(run, "predict")
     run.volume("affinities.zarr", writable=True).write(run.domain, affinities)
-    grid = tuple(run.grid)
-    stages = [
-        Stage(run.ledger("watershed"), grid, watershed_stage, (run,)),
-        Stage(run.ledger("seams"), grid, seams, (run,)),
-        *agglomeration_stages(run),
-        Stage(run.ledger("relabel"), grid, relabel, (run,)),
-    ]
-    for stage in stages:
-        apply = stage.make(*stage.arguments)
-        for i in rng.permutation(len(stage.chunks)):
-            apply(stage.chunks[i])
+    for phase in ("watershed", "agglomerate", "relabel"):
+        run_phase_in_process(run, phase, rng=rng)
     return run
 
 
 def collected(run: Run) -> Result:
-    nodes = [(level, node) for level in range(run.octree.depth + 1) for node in run.octree.nodes(level)]
-    edges = [read_graph(run.folder, f"region_graph/edges/{chunk.name}") for chunk in run.grid]
-    faces = [read_faces(run.folder, f"region_graph/faces/{chunk.name}").graph for chunk in run.grid]
-    trees = {
-        name: MergeTree.joined(
-            read_merges(run.folder, f"agglomeration/{name}/{level}/{node.name}") for level, node in nodes
-        )
-        for name in ("basins", "merges")
-    }
     arrays = (run.volume(name).read(run.domain) for name in ("supervoxels.zarr", "segmentation.zarr"))
-    return Result(*arrays, RegionGraph.sum_of([*edges, *faces]), trees["basins"], trees["merges"])
+    return Result(*arrays, region_graph_of(run), merges_of(run, "basins"), merges_of(run, "merges"))
 
 
 def assert_same(found: Result, expected: Result) -> None:
