@@ -1,19 +1,24 @@
-"""Scores a segmentation of any size against truth, chunk by chunk in bounded memory."""
+"""Scores of a segmentation against truth: VOI, adapted Rand error and CREMI score, with intervals over objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from infra.volumes import Volume, open_volume
-from models.errors import InvalidInput, InvalidVolume
-from models.geometry import Box, ChunkGrid, Triple
-from models.metrics.contingency import ContingencyTable, PredBackground, contingency_table, merge_tables
+import numpy as np
+
+from models.errors import InvalidInput
+from models.geometry import Box
+from models.metrics.bootstrap import Interval
+from models.metrics.contingency import ContingencyTable, PredBackground
+from models.metrics.cremi import cremi_score
+from models.metrics.objects import object_terms, score_intervals
 from models.metrics.rand import AdaptedRand, adapted_rand
 from models.metrics.voi import VOI, variation_of_information
+from services.label_pair import LabelPair, Progress
 
-_EXTENT = 128  # voxels of a read along an axis, about; 2 million voxels, 32 MB as two arrays of uint64
+SEED = 0
+"""Of the draws of objects: equal tables give equal intervals."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class SegmentationScores:
 
     `box` is the part of the truth that was read; `voxels_scored` those that count, `voxels_ignored` those with true id
     0, `voxels_unlabelled` those among the counted that the prediction leaves at 0 (scored as `pred_background` says).
+    `intervals`: 95 % bootstrap intervals over true objects by score, none where they were not asked for.
     """
 
     prediction: str
@@ -33,6 +39,12 @@ class SegmentationScores:
     voxels_ignored: int
     voxels_unlabelled: int
     pred_background: PredBackground
+    intervals: dict[str, Interval]
+
+    @property
+    def cremi(self) -> float:
+        """CREMI score: geometric mean of VOI sum and adapted Rand error."""
+        return cremi_score(self.voi, self.rand)
 
     def as_json(self) -> dict[str, Any]:
         """One JSON object: flat names, VOI in bits."""
@@ -44,10 +56,17 @@ class SegmentationScores:
             "voi_merge": self.voi.merge,
             "voi_sum": self.voi.total,
             **{f"adapted_rand_{name}": value for name, value in asdict(self.rand).items()},
+            "cremi_score": self.cremi,
+            "intervals": {name: [interval.low, interval.high] for name, interval in self.intervals.items()},
             "voxels_scored": self.voxels_scored,
             "voxels_ignored": self.voxels_ignored,
             "voxels_unlabelled": self.voxels_unlabelled,
-            "conventions": {"ignored_truth": [0], "predicted_background": self.pred_background, "voi_unit": "bits"},
+            "conventions": {
+                "ignored_truth": [0],
+                "predicted_background": self.pred_background,
+                "voi_unit": "bits",
+                **interval_convention(self.intervals),
+            },
         }
 
 
@@ -57,75 +76,49 @@ def evaluate_segmentation(
     *,
     box: str | Box | None = None,
     pred_background: PredBackground = "segment",
-    on_progress: Callable[[int, int], None] | None = None,
+    samples: int = 0,
+    on_progress: Progress | None = None,
 ) -> SegmentationScores:
-    """Compare two label volumes (URLs) voxel by voxel; true 0 is ignored.
+    """Compare two label volumes (URLs) voxel by voxel, in this process; true 0 is ignored.
 
-    Both have the same shape; `box` then scores a part of both. Or the prediction is of a part of the truth only: `box`
-    says which, and has the prediction's shape. `on_progress` gets voxels read and in total after each chunk.
-
-    Raises `NotFound` and the other storage errors; `InvalidVolume` for volumes that are not integer labels, do not fit
-    each other in shape, voxel size or offset; `InvalidInput` for a wrong box or where no voxel has a true id.
+    `box` as in `LabelPair.open`; `samples` draws of objects for the intervals, 0 for none. Raises `NotFound` and the
+    other storage errors; `InvalidVolume` for volumes that are not integer labels or do not fit each other;
+    `InvalidInput` for a wrong box or where no voxel has a true id.
     """
-    if pred_background not in get_args(PredBackground):
-        raise InvalidInput(f"pred_background: expected {', '.join(get_args(PredBackground))}, got {pred_background!r}")
-    with open_volume(prediction) as pred_volume, open_volume(truth) as truth_volume:
-        for volume in (pred_volume, truth_volume):
-            _check_labels(volume)
-        scored, shift = _placement(pred_volume, truth_volume, Box.parse(box) if isinstance(box, str) else box)
-        table = merge_tables(_tables(pred_volume, truth_volume, scored, shift, on_progress))
-    labelled = table.voxels - (table.unlabelled if pred_background == "ignore" else 0)
+    check_background(pred_background)
+    pair = LabelPair.open(prediction, truth, box)
+    return scores_of(pair, pair.table(on_progress=on_progress), pred_background, samples)
+
+
+def scores_of(
+    pair: LabelPair, table: ContingencyTable, pred_background: PredBackground, samples: int
+) -> SegmentationScores:
+    """All scores of a contingency table; no intervals where there is only one true object."""
+    terms = object_terms(table, pred_background=pred_background)
+    wanted = samples > 0 and terms.truth.size > 1
     return SegmentationScores(
-        prediction=pred_volume.url,
-        truth=truth_volume.url,
-        box=scored,
+        prediction=pair.pred.url,
+        truth=pair.truth.url,
+        box=pair.box,
         voi=variation_of_information(table, pred_background=pred_background),
         rand=adapted_rand(table, pred_background=pred_background),
-        voxels_scored=labelled,
+        voxels_scored=table.voxels - (table.unlabelled if pred_background == "ignore" else 0),
         voxels_ignored=table.ignored,
         voxels_unlabelled=table.unlabelled,
         pred_background=pred_background,
+        intervals=score_intervals(terms, rng=np.random.default_rng(SEED), samples=samples) if wanted else {},
     )
 
 
-def _check_labels(volume: Volume) -> None:
-    info = volume.info
-    if info.channels is not None or info.dtype.kind not in "iu":
-        raise InvalidVolume(
-            f"{volume.url}: expected integer labels (z, y, x), got {info.dtype} of shape {info.array_shape()}"
-        )
+def check_background(pred_background: str) -> None:
+    """Raise `InvalidInput` for anything but a known convention."""
+    if pred_background not in get_args(PredBackground):
+        raise InvalidInput(f"pred_background: expected {', '.join(get_args(PredBackground))}, got {pred_background!r}")
 
 
-def _placement(pred: Volume, truth: Volume, box: Box | None) -> tuple[Box, Triple]:
-    """The box of the truth to score, and the shift that leads from it to the prediction's voxels."""
-    sizes = pred.info.voxel_size_nm, truth.info.voxel_size_nm
-    if sizes[0] and sizes[1] and any(abs(a / b - 1) > 0.01 for a, b in zip(sizes[0], sizes[1], strict=True)):
-        raise InvalidVolume(f"{pred.url}: expected the truth's voxel size of {sizes[1]} nm, got {sizes[0]} nm")
-    scored = truth.box if box is None else box
-    if not truth.box.contains(scored) or scored.size == 0:
-        raise InvalidInput(f"box: expected voxels within the truth's {truth.box}, got {scored}")
-    if pred.info.shape == truth.info.shape:
-        offsets = pred.info.offset_voxels, truth.info.offset_voxels
-        if (0, 0, 0) not in offsets and offsets[0] != offsets[1]:  # an offset of 0 may just not be known
-            raise InvalidVolume(f"{pred.url}: expected the truth's offset of {offsets[1]} voxels, got {offsets[0]}")
-        return scored, (0, 0, 0)
-    if pred.info.shape == scored.shape:
-        z, y, x = scored.start
-        return scored, (-z, -y, -x)
-    raise InvalidVolume(
-        f"{pred.url}: expected the shape of the truth {truth.info.shape} or of the box {scored.shape} "
-        f"(--box says which part of the truth a smaller prediction covers), got {pred.info.shape}"
-    )
-
-
-def _tables(
-    pred: Volume, truth: Volume, scored: Box, shift: Triple, on_progress: Callable[[int, int], None] | None
-) -> Iterator[ContingencyTable]:
-    stored = pred.info.chunk_shape or (_EXTENT,) * 3
-    z, y, x = (extent * max(1, _EXTENT // extent) if extent <= 2 * _EXTENT else _EXTENT for extent in stored)
-    done = 0
-    for chunk in ChunkGrid(scored, (z, y, x)):
-        yield contingency_table(pred.read(chunk.box.shifted(shift)), truth.read(chunk.box))
-        done += chunk.box.size
-        if on_progress is not None:
-            on_progress(done, scored.size)
+def interval_convention(intervals: dict[str, Interval]) -> dict[str, Any]:
+    """How intervals were made, for JSON; empty where there are none."""
+    if not intervals:
+        return {}
+    one = next(iter(intervals.values()))
+    return {"interval": f"bootstrap over {one.objects} objects, {one.samples} draws, {one.confidence:g}"}

@@ -57,6 +57,8 @@ def edge_histogram(
         if max(offset) > 0 or min(offset) == 0 == max(offset):
             raise InvalidInput(f"affinity offset: expected one that points back, as {NEAREST[0]}, got {offset}")
         first = [max(-o, h) for o, h in zip(offset, halo, strict=True)]
+        if any(f >= n for f, n in zip(first, truth.shape, strict=True)):
+            continue
         own = tuple(slice(f, None) for f in first)
         partner = tuple(slice(f + o, n + o) for f, o, n in zip(first, offset, truth.shape, strict=True))
         a, b, values = truth[own], truth[partner], channel[own]

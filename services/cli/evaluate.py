@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from services.evaluate import SegmentationScores
+from services.cli.fields import read_triple, read_voxel_size
+from services.cli.reports import (
+    affinity_report,
+    boundary_report,
+    run_length_report,
+    segmentation_report,
+    sweep_report,
+)
 
 app = typer.Typer(help="Score results against truth.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+BoxOfTruth = Annotated[
+    str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of TRUTH to score; PRED may be just this part.")
+]
+TrueLabels = Annotated[str, typer.Argument(help="URL of the true labels (z, y, x); 0 is not scored.")]
+VoxelSizeText = Annotated[
+    str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if the volumes do not know theirs.")
+]
+Draws = Annotated[int, typer.Option(min=0, help="Bootstrap draws for the 95 % intervals; 0 for none.")]
 
 
 class Background(StrEnum):
@@ -23,11 +42,18 @@ class Background(StrEnum):
     IGNORE = "ignore"
 
 
-_MEANING = {
-    "segment": "predicted 0 is one segment like any other",
-    "singletons": "every predicted 0 is a segment of its own",
-    "ignore": "predicted 0 is left out: only labelled voxels are scored",
-}
+class Penalty(StrEnum):
+    """What a merger costs in run length."""
+
+    SEGMENT = "segment"
+    SKELETON = "skeleton"
+
+
+class Aggregation(StrEnum):
+    """How skeletons are averaged."""
+
+    LENGTH = "length"
+    SKELETON = "skeleton"
 
 
 @app.callback()
@@ -38,44 +64,197 @@ def evaluate() -> None:
 @app.command()
 def segmentation(
     pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
-    truth: Annotated[str, typer.Argument(help="URL of the true labels (z, y, x); 0 is not scored.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    truth: TrueLabels,
+    as_json: AsJson = False,
+    box: BoxOfTruth = None,
+    pred_background: Annotated[Background, typer.Option(help="How predicted 0 is scored.")] = Background.SEGMENT,
+    samples: Draws = 1000,
+    out: Annotated[
+        str | None, typer.Option(help="Score on Ray; tables and scores go below this prefix, and a rerun goes on.")
+    ] = None,
+    chunk: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk, with --out.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, with --out; default embedded.")] = None,
+) -> None:
+    """VOI, adapted Rand error and CREMI score of PRED against TRUTH, read chunk by chunk."""
+    if out is None:
+        from services.evaluate import evaluate_segmentation
+
+        with _progress() as advance:
+            scores = evaluate_segmentation(
+                pred, truth, box=box, pred_background=pred_background.value, samples=samples, on_progress=advance
+            )
+    else:
+        from infra.cluster import cluster
+        from services.pipelines.evaluate import CHUNK
+        from services.pipelines.evaluate import evaluate as run
+
+        with cluster(address):
+            scores, _ = run(
+                pred,
+                truth,
+                out,
+                box=box,
+                pred_background=pred_background.value,
+                samples=samples,
+                chunk_shape=read_triple(chunk, "chunk") or CHUNK,
+            )
+    _show(scores.as_json(), as_json, lambda: segmentation_report(scores))
+
+
+@app.command()
+def sweep(
+    out: Annotated[str, typer.Argument(help="Output prefix of `petavoxel segment`.")],
+    truth: TrueLabels,
+    as_json: AsJson = False,
+    truth_dataset: Annotated[
+        str | None, typer.Option(help="Dataset inside TRUTH, for HDF5 and npz; the same as TRUTH:DATASET.")
+    ] = None,
     box: Annotated[
-        str | None,
-        typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of TRUTH to score; PRED may be just this part."),
+        str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of TRUTH to score, within the run's box.")
+    ] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(metavar="T,T,… or FROM:TO:STEP", help="Mean affinities from 0 to 1; default by 0.02.")
     ] = None,
     pred_background: Annotated[Background, typer.Option(help="How predicted 0 is scored.")] = Background.SEGMENT,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw the curves.")] = None,
 ) -> None:
-    """Variation of information and adapted Rand error of PRED against TRUTH, read chunk by chunk."""
+    """Scores over agglomeration thresholds of a run, from its supervoxels and merge tree; nothing is relabelled."""
+    from services.sweep import evaluate_sweep, write_plot
+
+    wanted = _thresholds(thresholds)
+    with _progress() as advance:
+        found = evaluate_sweep(
+            out,
+            f"{truth}:{truth_dataset}" if truth_dataset else truth,
+            thresholds=wanted,
+            box=box,
+            pred_background=pred_background.value,
+            on_progress=advance,
+        )
+    if plot is not None:
+        write_plot(found, plot)
+    _show(found.as_json(), as_json, lambda: sweep_report(found))
+
+
+@app.command()
+def skeletons(
+    pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
+    truth: Annotated[
+        str,
+        typer.Argument(
+            help="True skeletons (SWC, a folder of them, precomputed, AxonEM .npz), or true labels to trace."
+        ),
+    ],
+    as_json: AsJson = False,
+    box: Annotated[
+        str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of PRED in which cable counts.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="No-merge mask, a volume of PRED's shape: not 0 where no true neuron is.")
+    ] = None,
+    merge_threshold: Annotated[
+        int, typer.Option(min=1, help="Nodes of a second skeleton that make a segment merged.")
+    ] = 1,
+    mask_threshold: Annotated[int, typer.Option(min=1, help="Voxels inside the mask that make a segment merged.")] = 1,
+    penalty: Annotated[Penalty, typer.Option(help="What a merger sets to length 0.")] = Penalty.SEGMENT,
+    aggregation: Annotated[Aggregation, typer.Option(help="How skeletons are averaged.")] = Aggregation.LENGTH,
+    spacing: Annotated[
+        float | None, typer.Option(metavar="NM", help="Put nodes on longer edges, at most this far apart.")
+    ] = None,
+    min_cable: Annotated[float, typer.Option(metavar="NM", min=0, help="Leave out shorter skeletons.")] = 0.0,
+    dust: Annotated[int, typer.Option(min=0, help="True labels below this many voxels are not traced.")] = 1000,
+    swc_unit: Annotated[str, typer.Option(help="nm or um, for SWC files that do not say theirs.")] = "nm",
+    voxel_size: VoxelSizeText = None,
+    samples: Draws = 1000,
+) -> None:
+    """Expected run length (ERL) of PRED along true skeletons, with split and merge rates."""
+    from models.metrics.run_length import RunLengthConvention
+    from services.evaluate_skeletons import evaluate_skeletons
+    from services.stages.skeletonize import SkeletonOptions
+
+    scores = evaluate_skeletons(
+        pred,
+        truth,
+        convention=RunLengthConvention(merge_threshold, mask_threshold, penalty.value, aggregation.value),
+        mask=mask,
+        box=box,
+        spacing_nm=spacing,
+        min_cable_nm=min_cable,
+        swc_unit=swc_unit,
+        tracing=SkeletonOptions(dust_voxels=dust),
+        voxel_size_nm=read_voxel_size(voxel_size),
+        samples=samples,
+    )
+    _show(scores.as_json(), as_json, lambda: run_length_report(scores))
+
+
+@app.command()
+def boundaries(
+    pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
+    truth: TrueLabels,
+    tolerance: Annotated[float, typer.Option(metavar="NM", help="Distance up to which boundaries match.")],
+    as_json: AsJson = False,
+    box: BoxOfTruth = None,
+    voxel_size: VoxelSizeText = None,
+) -> None:
+    """Boundary precision, recall and F-score of PRED against TRUTH."""
+    from services.evaluate_boundaries import evaluate_boundaries
+
+    with _progress() as advance:
+        scores = evaluate_boundaries(
+            pred,
+            truth,
+            tolerance_nm=tolerance,
+            box=box,
+            voxel_size_nm=read_voxel_size(voxel_size),
+            on_progress=advance,
+        )
+    _show(scores.as_json(), as_json, lambda: boundary_report(scores))
+
+
+@app.command()
+def affinities(
+    pred: Annotated[str, typer.Argument(help="URL of uint8 affinities (c, z, y, x), as in OUT/affinities.zarr.")],
+    truth: TrueLabels,
+    as_json: AsJson = False,
+    box: BoxOfTruth = None,
+) -> None:
+    """Average precision of affinities against TRUTH."""
+    from services.evaluate_boundaries import evaluate_affinities
+
+    with _progress() as advance:
+        scores = evaluate_affinities(pred, truth, box=box, on_progress=advance)
+    _show(scores.as_json(), as_json, lambda: affinity_report(scores))
+
+
+def _show(content: dict[str, Any], as_json: bool, report: Callable[[], str]) -> None:
+    print(json.dumps(content) if as_json else report())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from services.evaluate import evaluate_segmentation
-
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("scoring", total=None)
-        scores = evaluate_segmentation(
-            pred,
-            truth,
-            box=box,
-            pred_background=pred_background.value,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    print(json.dumps(scores.as_json()) if as_json else _report(scores))
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _report(scores: SegmentationScores) -> str:
-    total = scores.box.size
-    rows = [
-        ("VOI", f"{scores.voi.total:.4f} bits (split {scores.voi.split:.4f}, merge {scores.voi.merge:.4f})"),
-        (
-            "adapted Rand error",
-            f"{scores.rand.error:.4f} (precision {scores.rand.precision:.4f}, recall {scores.rand.recall:.4f})",
-        ),
-        ("voxels scored", f"{scores.voxels_scored} of {total} ({100 * scores.voxels_scored / total:.1f} %)"),
-        ("voxels ignored", f"{scores.voxels_ignored} (true 0)"),
-        ("voxels unlabelled", f"{scores.voxels_unlabelled} (predicted 0 where truth is not)"),
-        ("conventions", f"true 0 is ignored; {_MEANING[scores.pred_background]}; pairs of distinct voxels"),
-        ("box", str(scores.box)),
-    ]
-    return "\n".join(f"{name + ':':<20}{text}" for name, text in rows)
+def _thresholds(text: str | None) -> list[Any] | None:
+    """`0.1,0.2` or `0.1:0.9:0.05` (both ends included) as exact fractions; None for None."""
+    from fractions import Fraction
+
+    from models.errors import InvalidInput
+
+    if text is None:
+        return None
+    try:
+        if ":" not in text:
+            return [Fraction(part.strip()) for part in text.split(",")]
+        first, last, step = (Fraction(part.strip()) for part in text.split(":"))
+        if step <= 0 or last < first:
+            raise ValueError("empty range")
+        return [first + i * step for i in range(min(10_000, int((last - first) / step)) + 1)]
+    except (ValueError, ZeroDivisionError) as error:
+        raise InvalidInput(f"thresholds: expected T,T,… or FROM:TO:STEP with numbers 0 to 1, got {text!r}") from error

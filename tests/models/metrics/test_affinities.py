@@ -71,3 +71,8 @@ def test_bad_input_is_refused() -> None:
         edge_histogram(np.zeros((1, 2, 3, 4), np.uint8), truth, offsets=((1, 0, 0),))
     with pytest.raises(InvalidInput, match="both kinds, got 46 joined and 0 cut"):
         average_precision(edge_histogram(np.zeros((3, 2, 3, 4), np.uint8), truth))
+
+
+def test_an_array_smaller_than_the_offset_has_no_edges() -> None:
+    found = edge_histogram(np.ones((1, 2, 3, 4), np.uint8), np.ones((2, 3, 4), int), offsets=((-3, 0, 0),))
+    assert found.joined.sum() == found.cut.sum() == 0

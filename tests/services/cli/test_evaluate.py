@@ -10,6 +10,7 @@ from infra.volumes import VolumeInfo, create_volume
 from models.errors import InvalidInput, InvalidVolume, NotFound, PetavoxelError
 from models.geometry import Box
 from models.metrics.contingency import contingency_table
+from models.metrics.cremi import cremi_score
 from models.metrics.rand import adapted_rand
 from models.metrics.voi import variation_of_information
 from services.cli.evaluate import app
@@ -44,7 +45,7 @@ def run(*arguments: str) -> str:
 def test_scores_of_chunks_are_those_of_the_arrays(urls, labels, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = contingency_table(*labels)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("services.evaluate._EXTENT", 16)
+    monkeypatch.setattr("services.label_pair._EXTENT", 16)
     scores = evaluate_segmentation(*urls, on_progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 10
     assert seen[-1] == (expected.voxels + expected.ignored,) * 2
@@ -62,7 +63,16 @@ def test_json_is_one_object(urls, labels) -> None:
     assert found["adapted_rand_error"] == rand.error
     assert (found["adapted_rand_precision"], found["adapted_rand_recall"]) == (rand.precision, rand.recall)
     assert (found["voxels_scored"], found["voxels_ignored"]) == (table.voxels, table.ignored)
-    assert found["conventions"] == {"ignored_truth": [0], "predicted_background": "segment", "voi_unit": "bits"}
+    assert found["cremi_score"] == cremi_score(voi, rand)
+    low, high = found["intervals"]["voi_sum"]
+    assert low <= voi.total <= high
+    assert found["conventions"] == {
+        "ignored_truth": [0],
+        "predicted_background": "segment",
+        "voi_unit": "bits",
+        "interval": "bootstrap over 4 objects, 1000 draws, 0.95",
+    }
+    assert json.loads(run(*urls, "--json", "--samples", "0"))["intervals"] == {}
 
 
 @pytest.mark.parametrize(
