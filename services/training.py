@@ -81,6 +81,7 @@ class TrainConfig(BaseModel):
     network: NetworkConfig
     auxiliary: bool = True
     boundary_voxels: Annotated[int, Field(ge=0)] = 1
+    boundary_target: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     patch: Triple = (64, 64, 64)
     seed: int = 0
@@ -115,6 +116,7 @@ class TrainConfig(BaseModel):
             self.patch,
             self.augmentation,
             self.boundary_voxels,
+            self.boundary_target,
             self.balance,
             self.seed,
         )
@@ -141,15 +143,15 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
     """
     checkpoint = folder / "last.pt"
     trainer, validation = config.trainer(data), config.validation_volumes(data)
-    _claim(config, folder)
     provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
-    if checkpoint.exists():
-        provenance = {**trainer.resume(checkpoint), **provenance}
-        logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
-    elif config.initial_weights:
+    if config.initial_weights and not checkpoint.exists():
         weights = data / config.initial_weights
         trainer.initialise(weights)
         provenance["initial_weights_sha256"] = sha256_of(weights)
+    _claim(config, folder)
+    if checkpoint.exists():
+        provenance = {**trainer.resume(checkpoint), **provenance}
+        logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with SummaryWriter(str(folder / "logs")) as board, Progress(*columns) as bar:
         task = bar.add_task(config.name, total=config.loop.steps, completed=trainer.step)

@@ -39,11 +39,12 @@ TITLE_PIXELS, GAP_PIXELS = 16, 4
 
 @dataclass(frozen=True)
 class Row:
-    """A title and a patch after one augmentation, image float32 and labels of shape (z, y, x)."""
+    """A title and a patch after one augmentation, image float32 and labels of shape (z, y, x), and a section of it."""
 
     title: str
     image: Image
     labels: Labels
+    section: int
 
 
 def preview_rows(
@@ -58,9 +59,13 @@ def preview_rows(
         rng = np.random.default_rng([seed, turn])
         moved = random_deformation(patch, chosen, rng) if deformation is None else deformation
         image, labels = read_patch(volume.image, volume.labels, start, patch, moved)
-        return Row(title, damage(image, chosen, rng), labels)
+        image = damage(image, chosen, rng)
+        section = patch[0] // 2 if plain is None else int(np.abs(image - plain).mean((1, 2)).argmax())
+        return Row(title, image, labels, section)
 
+    plain: Image | None = None
     rows = [row("unchanged", still, None, 0)]
+    plain = rows[0].image
     for turn, (title, names) in enumerate(EFFECTS.items(), start=1):
         values = {name: getattr(options, name) for name in names}
         if all(values.values()):
@@ -74,12 +79,16 @@ def preview_rows(
     for turn in range(samples):
         mixed = row(f"all, sample {turn + 1}", options, None, 100 + turn)
         rng = np.random.default_rng([seed, 200 + turn])
-        rows.append(Row(mixed.title, *flip_and_transpose(mixed.image, mixed.labels, rng, isotropic=options.isotropic)))
+        image, labels = flip_and_transpose(mixed.image, mixed.labels, rng, isotropic=options.isotropic)
+        rows.append(Row(mixed.title, image, labels, patch[0] // 2))
     return rows
 
 
 def preview_sheet(rows: list[Row], *, zoom: int = 2) -> NDArray[np.uint8]:
-    """Return a picture, uint8 (height, width, 3): per row the middle section and a cut along z, image beside labels."""
+    """Return a picture, uint8 (height, width, 3): per row a section and a cut along z, image beside labels.
+
+    The section is the one that the augmentation changed most.
+    """
     strips = [_strip(row, zoom) for row in rows]
     width = max(strip.shape[1] for strip in strips)
     sheet = np.full((sum(strip.shape[0] for strip in strips), width, 3), 255, np.uint8)
@@ -91,7 +100,7 @@ def preview_sheet(rows: list[Row], *, zoom: int = 2) -> NDArray[np.uint8]:
 
 
 def _strip(row: Row, zoom: int) -> NDArray[np.uint8]:
-    z, y, _ = (extent // 2 for extent in row.image.shape)
+    z, y = row.section, row.image.shape[1] // 2
     cuts = [(row.image[z], row.labels[z]), (row.image[:, y], row.labels[:, y])]
     panels = []
     for image, labels in cuts:
@@ -100,7 +109,7 @@ def _strip(row: Row, zoom: int) -> NDArray[np.uint8]:
     panels = [panel.repeat(zoom, 0).repeat(zoom, 1) for panel in panels]
     height = TITLE_PIXELS + max(panel.shape[0] for panel in panels) + GAP_PIXELS
     strip = Picture.new("RGB", (sum(panel.shape[1] + GAP_PIXELS for panel in panels), height), "white")
-    ImageDraw.Draw(strip).text((2, 2), f"{row.title}: section, with labels; cut along z, with labels", fill="black")
+    ImageDraw.Draw(strip).text((2, 2), f"{row.title}: section {z}, with labels; cut along z, with labels", fill="black")
     left = 0
     for panel in panels:
         strip.paste(Picture.fromarray(panel), (left, TITLE_PIXELS))

@@ -60,6 +60,7 @@ class PatchSampler:
     patch: Triple
     augmentation: AugmentationOptions
     boundary_voxels: int
+    boundary_target: float
     balance: float
     seed: int
 
@@ -86,7 +87,9 @@ class PatchSampler:
         image, labels = read_patch(volume.image, volume.labels, start, self.patch, deformation)
         image = damage(image, self.augmentation, rng)
         image, labels = flip_and_transpose(image, labels, rng, isotropic=self.augmentation.isotropic)
-        targets, mask = affinity_targets(labels, self.offsets, boundary_voxels=self.boundary_voxels)
+        targets, mask = affinity_targets(
+            labels, self.offsets, boundary_voxels=self.boundary_voxels, boundary_target=self.boundary_target
+        )
         weights = balance_weights(targets, mask, exponent=self.balance)
         return image, targets, weights, widen_boundaries(labels, self.boundary_voxels)
 

@@ -2,7 +2,9 @@
 
 The nearest-neighbour channels are the primary task. Their targets come from labels whose boundaries were widened by
 `boundary_voxels` on either side, so that the whole membrane reads "not connected"; this separates thin neurites more
-clearly than a boundary without thickness. Long-range channels are the auxiliary task and use the labels as they are.
+clearly than a boundary without thickness. What was widened may keep a little affinity (`boundary_target`), so that the
+watershed finds the boundary within the membrane. Long-range channels are the auxiliary task and use the labels as they
+are.
 
 References: K. Lee et al., arXiv:1706.00120 (long-range affinities as auxiliary task); J. Funke et al.,
 arXiv:1709.02974 (affinities on eroded labels).
@@ -13,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import InvalidInput
 from models.geometry import NEAREST, Triple
 
 
@@ -54,7 +57,7 @@ def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.int
 
 
 def affinity_targets(
-    labels: NDArray[np.integer], offsets: tuple[Triple, ...], *, boundary_voxels: int
+    labels: NDArray[np.integer], offsets: tuple[Triple, ...], *, boundary_voxels: int, boundary_target: float = 0.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return affinities and their mask.
 
@@ -66,12 +69,18 @@ def affinity_targets(
         One per channel, no positive component; channel c at p concerns p and p + offset.
     boundary_voxels
         Widening of boundaries (each side) for offsets of length one.
+    boundary_target
+        Affinity, below 0.5, of edges within one label that widening has cut.
 
     Returns
     -------
     targets, mask
         float32 (len(offsets), z, y, x): 1 where both ends carry one label; mask 1 where the edge is known.
+
+    Raises `InvalidInput` for a boundary target outside [0, 0.5).
     """
+    if not 0 <= boundary_target < 0.5:
+        raise InvalidInput(f"boundary_target: expected at least 0 and below 0.5, got {boundary_target}")
     shape = (len(offsets), *labels.shape)
     targets, mask = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     interior = widen_boundaries(labels, boundary_voxels)
@@ -79,7 +88,9 @@ def affinity_targets(
         source = interior if offset in NEAREST else labels
         here = tuple(slice(-step, None) if step else slice(None) for step in offset)
         there = tuple(slice(None, step) if step else slice(None) for step in offset)
-        targets[channel][here] = (source[here] == source[there]) & (source[here] != 0)
+        joined = (source[here] == source[there]) & (source[here] != 0)
+        cut = ~joined & (labels[here] == labels[there]) & (labels[here] != 0)
+        targets[channel][here] = joined + np.float32(boundary_target) * cut
         mask[channel][here] = (labels[here] != 0) & (labels[there] != 0)
     return targets, mask
 

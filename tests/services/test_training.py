@@ -1,11 +1,13 @@
 """`petavoxel train` on a small volume: a checkpoint, logs, going on, and mistakes."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.training.loop import read_checkpoint
 
@@ -24,9 +26,9 @@ loop: {steps: 4, batch_size: 1, warmup_steps: 2, validate_every: 2, checkpoint_e
 """
 
 
-def train(folder: Path, config: str, out: str = "run") -> subprocess.CompletedProcess[str]:
+def train(folder: Path, config: str, out: str = "run", *more: str) -> subprocess.CompletedProcess[str]:
     (folder / "config.yaml").write_text(config)
-    arguments = [str(folder / "config.yaml"), str(folder / out), "--data", str(folder), "--threads", "1"]
+    arguments = [str(folder / "config.yaml"), str(folder / out), "--data", str(folder), "--threads", "1", *more]
     command = [sys.executable, "-m", "services.cli", "train", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
@@ -54,6 +56,36 @@ def test_a_longer_run_goes_on_and_ends_as_if_never_stopped(data: Path) -> None:
         assert value.numpy().tobytes() == parts["state"][name].numpy().tobytes(), name
 
 
+def test_a_second_run_begins_with_the_weights_of_the_first_under_a_mask_and_keeps_its_best(data: Path) -> None:
+    assert train(data, CONFIG, "first").returncode == 0
+    mask = np.ones((40, 30, 30), np.uint8)
+    mask[:, 15:] = 0
+    np.save(data / "mask.npy", mask)
+    config = CONFIG.replace('data.npz:labels", box: "0:24', 'data.npz:labels", mask: "mask.npy", box: "0:24')
+    config += "initial_weights: first/last.pt\n"
+    done = train(data, config, "second")
+    assert done.returncode == 0, done.stderr
+    last, best = (read_checkpoint(data / "second" / name) for name in ("last.pt", "best.pt"))
+    digest = hashlib.sha256((data / "first" / "last.pt").read_bytes()).hexdigest()
+    assert last["provenance"]["initial_weights_sha256"] == digest
+    assert {"voi", "adapted_rand_error", "threshold", "loss"} <= {*best["provenance"]["validation"]}
+    (data / "first" / "last.pt").unlink()  # going on needs the run's own checkpoint alone
+    done = train(data, config.replace("steps: 4", "steps: 5"), "second")
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(data / "second" / "last.pt")["provenance"]["initial_weights_sha256"] == digest
+    done = train(data, config, "third")
+    assert (done.returncode, "last.pt" in done.stderr.strip().splitlines()[-1]) == (2, True), done.stderr
+    assert not (data / "third").exists()
+
+
+def test_preview_draws_the_augmentations_and_does_not_train(data: Path) -> None:
+    done = train(data, CONFIG, "none", "--preview", str(data / "sheet.png"))
+    assert done.returncode == 0, done.stderr
+    with Image.open(data / "sheet.png") as sheet:
+        assert sheet.size[1] > 10 * 2 * 16
+    assert not (data / "none").exists()
+
+
 def test_mistakes_end_in_one_line(data: Path) -> None:
     cases = [
         (2, "wdths", CONFIG.replace("widths", "wdths")),
@@ -62,6 +94,8 @@ def test_mistakes_end_in_one_line(data: Path) -> None:
         (2, "not YAML", "a: [1"),
         (3, "missing.npz", CONFIG.replace("data.npz:raw", "missing.npz:raw")),
         (2, "patch", CONFIG.replace("[16, 16, 16]", "[16, 16, 24]")),
+        (2, "boundary_target", CONFIG + "boundary_target: 0.7\n"),
+        (2, "schedule", CONFIG.replace("steps: 4", "steps: 4, schedule: plateau")),
         (2, "at least", CONFIG.replace("[16, 16, 16]", "[64, 64, 64]")),
     ]
     for code, text, config in cases:

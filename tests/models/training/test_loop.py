@@ -1,4 +1,4 @@
-from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,11 @@ def volume() -> LabelledVolume:
     return LabelledVolume(np.broadcast_to(image, labels.shape).copy(), labels, NM)
 
 
-def trainer(volume: LabelledVolume, steps: int, *, defects: bool = True, **options: object) -> Trainer:
-    none = dict.fromkeys((field.name for field in fields(AugmentationOptions) if field.name != "isotropic"), 0)
-    augmentation = AugmentationOptions(misalignment_voxels=2) if defects else AugmentationOptions(**none)  # type: ignore[arg-type]
-    sampler = PatchSampler((volume,), OFFSETS, (16, 16, 16), augmentation, 1, 1.0, seed=11)
-    return Trainer(NETWORK, sampler, LoopOptions(steps=steps, warmup_steps=4, validate_every=1000, **options))  # type: ignore[arg-type]
+def trainer(volume: LabelledVolume, steps: int, *, defects: bool = True, **given: object) -> Trainer:
+    options = {"warmup_steps": 4, "validate_every": 1000, **given}
+    augmentation = AugmentationOptions(misalignment_voxels=2) if defects else AugmentationOptions.none()
+    sampler = PatchSampler((volume,), OFFSETS, (16, 16, 16), augmentation, 1, 0.2, 1.0, seed=11)
+    return Trainer(NETWORK, sampler, LoopOptions(steps=steps, **options))  # type: ignore[arg-type]
 
 
 def state(made: Trainer) -> list[bytes]:
@@ -38,17 +38,21 @@ def state(made: Trainer) -> list[bytes]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_ends_with_the_same_bytes(volume: LabelledVolume, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("schedule", ["cooldown", "cosine"])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    volume: LabelledVolume, tmp_path: Path, precision: str, schedule: str
+) -> None:
     threads = torch.get_num_threads()
-    straight = trainer(volume, 6, precision=precision)
+    options = {"precision": precision, "schedule": schedule, "maximin_weight": 0.5, "frozen_fraction": 0.4}
+    straight = trainer(volume, 6, **options)
     list(straight.run())
-    first = trainer(volume, 6, precision=precision)
+    first = trainer(volume, 6, **options)
     for progress in first.run():
         if progress.step == 3:
             first.save(tmp_path / "last.pt", NM, {"recipe": "test"})
             break
-    second = trainer(volume, 6, precision=precision)
-    second.resume(tmp_path / "last.pt")
+    second = trainer(volume, 6, **options)
+    assert second.resume(tmp_path / "last.pt") == {"recipe": "test"}
     assert [progress.step for progress in second.run()] == [4, 5, 6]
     assert state(second) == state(straight)
     assert torch.get_num_threads() == threads
@@ -65,12 +69,62 @@ def test_it_learns(volume: LabelledVolume) -> None:
 
 
 def test_the_rate_warms_up_stays_and_cools_down() -> None:
-    options = LoopOptions(steps=100, learning_rate=1.0, warmup_steps=10, cooldown_fraction=0.3)
+    options = LoopOptions(steps=100, learning_rate=1.0, warmup_steps=10, cooldown_fraction=0.3, frozen_fraction=0.2)
     rates = [options.learning_rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:70] == [1.0] * 60
     assert rates[99] == pytest.approx(1 / 30)
-    assert [options.cooling(step) for step in (69, 70)] == [False, True]
+    assert [options.frozen(step) for step in (79, 80)] == [False, True]
+
+
+def test_the_cosine_falls_from_the_rate_to_nothing() -> None:
+    options = LoopOptions(steps=100, learning_rate=1.0, warmup_steps=1, schedule="cosine")
+    rates = [options.learning_rate_at(step) for step in range(101)]
+    assert (rates[0], rates[50], rates[100]) == pytest.approx((1, 0.5, 0))
+    assert all(a > b for a, b in pairwise(rates))
+
+
+def test_a_run_stops_when_the_segmentation_gets_no_better_and_resumes_with_its_patience(
+    volume: LabelledVolume, tmp_path: Path
+) -> None:
+    options = {"patience": 2, "validate_every": 1, "learning_rate": 0.0, "weight_decay": 0.0, "average_decay": 0.0}
+    options |= {"frozen_fraction": 1.0}
+    made = trainer(volume, 9, **options)
+    seen = list(made.run((volume,)))
+    assert [progress.step for progress in seen] == [1, 2, 3]  # nothing is learnt: only the first is an improvement
+    assert [progress.improved for progress in seen] == [True, False, False]
+    first = trainer(volume, 9, **options)
+    for progress in first.run((volume,)):
+        if progress.step == 2:
+            first.save(tmp_path / "last.pt", NM, {})
+            break
+    second = trainer(volume, 9, **options)
+    second.resume(tmp_path / "last.pt")
+    assert [progress.step for progress in second.run((volume,))] == [3]
+    assert second.stopped_early
+
+
+def test_maximin_loss_changes_what_is_learnt(volume: LabelledVolume) -> None:
+    states = []
+    for weight in (0.0, 1.0):
+        made = trainer(volume, 2, maximin_weight=weight)
+        list(made.run())
+        states.append(state(made))
+    assert states[0] != states[1]
+
+
+def test_a_run_can_begin_with_the_weights_of_another(volume: LabelledVolume, tmp_path: Path) -> None:
+    first = trainer(volume, 3)
+    list(first.run())
+    first.save(tmp_path / "first.pt", NM, {})
+    second = trainer(volume, 3)
+    second.initialise(tmp_path / "first.pt")
+    assert second.step == 0
+    assert state(second)[: len(state(second)) // 2] == state(second)[len(state(second)) // 2 :]
+    assert state(second)[-1] == state(first)[-1]
+    other = PatchSampler((volume,), OFFSETS, (16, 16, 16), AugmentationOptions.none(), 1, 0.0, 1.0, seed=1)
+    with pytest.raises(InvalidModel, match="not the configured one"):
+        Trainer(RSUNetConfig.isotropic(4, (4, 8)), other, LoopOptions(steps=1)).initialise(tmp_path / "first.pt")
 
 
 def test_patches_are_the_same_for_the_same_step(volume: LabelledVolume) -> None:
@@ -86,9 +140,9 @@ def test_wrong_inputs_are_refused(volume: LabelledVolume, tmp_path: Path) -> Non
     with pytest.raises(InvalidConfig, match="channel"):
         Trainer(RSUNetConfig.isotropic(3, (4, 6)), sampler, LoopOptions(steps=1))
     with pytest.raises(InvalidConfig, match="patch"):
-        PatchSampler((volume,), OFFSETS, (16, 16, 24), AugmentationOptions(), 0, 0.5, 1)
+        PatchSampler((volume,), OFFSETS, (16, 16, 24), AugmentationOptions(), 0, 0.0, 0.5, 1)
     with pytest.raises(InvalidVolume, match="at least"):
-        PatchSampler((volume,), OFFSETS, (64, 64, 64), AugmentationOptions(), 0, 0.5, 1)
+        PatchSampler((volume,), OFFSETS, (64, 64, 64), AugmentationOptions(), 0, 0.0, 0.5, 1)
     with pytest.raises(InvalidVolume, match="uint8"):
         LabelledVolume(volume.image.astype(np.float32), volume.labels, NM)  # type: ignore[arg-type]
     garbage = tmp_path / "garbage.pt"

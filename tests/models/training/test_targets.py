@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from models.errors import InvalidInput
 from models.geometry import NEAREST
 from models.training.targets import affinity_targets, balance_weights, long_range_offsets, widen_boundaries
 
@@ -32,6 +33,28 @@ def test_widened_boundaries_cut_nearest_affinities_only() -> None:
     targets, _ = affinity_targets(labels, ((0, 0, -1), (0, 0, -3)), boundary_voxels=1)
     np.testing.assert_array_equal(targets[0, 0, 0], [0, 1, 1, 0, 0, 0, 1, 1])
     np.testing.assert_array_equal(targets[1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 1])
+
+
+def test_unlabelled_voxels_and_faces_are_no_boundary() -> None:
+    labels = np.ones((4, 5, 9), np.uint16)
+    labels[:, :, 4:6] = 0
+    np.testing.assert_array_equal(widen_boundaries(labels, 2), labels)
+    labels[:, :, 6:] = 2
+    np.testing.assert_array_equal(widen_boundaries(labels, 2), labels)
+    labels[:, :, 4:] = 2
+    wide = widen_boundaries(labels, 3)
+    np.testing.assert_array_equal(wide[0, 0], [1, 0, 0, 0, 0, 0, 0, 2, 2])
+
+
+def test_what_widening_cuts_can_keep_a_little_affinity() -> None:
+    labels = np.ones((3, 4, 8), np.int64)
+    labels[:, :, 4:] = 2
+    targets, mask = affinity_targets(labels, NEAREST, boundary_voxels=1, boundary_target=0.25)
+    np.testing.assert_array_equal(targets[2, 0, 0], [0, 1, 1, 0.25, 0, 0.25, 1, 1])
+    np.testing.assert_array_equal(targets[0, 1, 0], [1, 1, 1, 0.25, 0.25, 1, 1, 1])
+    assert mask[2, 0, 0, 1:].all()
+    with pytest.raises(InvalidInput, match=r"0\.5"):
+        affinity_targets(labels, NEAREST, boundary_voxels=1, boundary_target=0.5)
 
 
 def test_full_balance_gives_both_classes_the_same_weight() -> None:
