@@ -75,6 +75,7 @@ class Run:
     """
 
     image: str
+    image_identity: str
     out: str
     model: str
     model_name: str
@@ -128,7 +129,39 @@ class Run:
 
     def ledger(self, stage: str, part: str = "") -> Ledger:
         """The markers of a stage, or of one part of it: a way through the octree at one level."""
-        return Ledger(self.folder, f"{stage}_{part}" if part else stage, self.keys[stage])
+        name = f"{stage}_{part}" if part else stage
+        return Ledger(self.folder, name, self.keys[stage], self.made_from(stage))
+
+    def made_from(self, stage: str) -> dict[str, Any]:
+        """In words, what `keys[stage]` is a digest of: input, model, and the options of this and all earlier stages."""
+        options = self.options
+        agglomeration = options.agglomeration
+        decided: dict[str, dict[str, Any]] = {
+            "predict": {
+                "image": self.image_identity,
+                "model_sha256": self.model_sha256,
+                "box": str(self.domain),
+                "chunk": list(self.chunk_shape),
+                "runtime": options.runtime,
+                "precision": options.precision,
+                "augment": options.augment,
+            },
+            "watershed": {f"watershed.{name}": value for name, value in options.watershed.model_dump().items()},
+            "basins": {
+                "agglomeration.basin_voxels": agglomeration.basin_voxels,
+                "agglomeration.basin_affinity": agglomeration.basin_affinity,
+            },
+            "merges": {"agglomeration.floor": agglomeration.floor},
+            "cut": {"agglomeration.threshold": agglomeration.threshold},
+        }
+        last = {"seams": "watershed", "region_graph": "watershed"}.get(stage, stage)
+        names = list(decided)
+        facts: dict[str, Any] = {}
+        for name in names[: names.index(last) + 1] if last in names else names:
+            facts |= decided[name]
+        if stage == "skeletonize" and options.skeletons is not None:
+            facts |= {f"skeletons.{name}": value for name, value in options.skeletons.model_dump(mode="json").items()}
+        return facts
 
     def storage_chunk(self) -> Triple:
         """Extent of the pieces that arrays are stored in: it divides the chunk, so no two workers share a piece."""

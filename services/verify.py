@@ -1,8 +1,10 @@
 """Checks what a run stored against the checksums in its markers, and makes the next run redo what is damaged.
 
-A repair replaces the markers of what is damaged by failures, and removes `progress/complete.json`. Where the run was
-complete, work/ is gone: if a damaged stage reads from there, the markers of all that was stored there go too, so the
-next run fills it again. Results do not depend on when they were computed, so new chunks fit to those that were kept.
+A repair replaces the markers of what is damaged by failures, and removes what says that the run, and the phases
+concerned, are complete. Where a phase was complete, its intermediate results below work/ are gone. A stage reads only
+what stages before it wrote, so the markers of those before a damaged one in the same phase go too, as far as they
+stored something there, and the next run fills it again. Results do not depend on when they were computed, so new chunks
+fit to those that were kept.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from models.geometry import Box
 from services.pipelines.progress import PlannedStage, read_plan
 
 THREADS = 4
-WORK = "work/"
+WORK, COMPLETE, PHASE = "work/", "progress/complete.json", "progress/phases/{}.json"
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,23 @@ class Damage:
 
 @dataclass
 class Verification:
-    """How many chunks and outputs were checked, and what is damaged; `work_stages` stored something below work/."""
+    """How many chunks and outputs were checked, what is damaged, and the stages whose intermediates were removed."""
 
     chunks: int = 0
     outputs: int = 0
     damages: list[Damage] = field(default_factory=list)
-    complete: bool = False
-    work_stages: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
         damages = [asdict(damage) for damage in self.damages]
-        return {"chunks": self.chunks, "outputs": self.outputs, "complete": self.complete, "damages": damages}
+        return {"chunks": self.chunks, "outputs": self.outputs, "damages": damages}
 
 
 @dataclass
 class _Checked:
     outputs: int = 0
-    work: bool = False
+    gone: bool = False
     damages: list[Damage] = field(default_factory=list)
 
 
@@ -68,8 +69,7 @@ def verify(out: str) -> Verification:
     folder = Folder(out)
     if not folder.exists("run.json"):
         raise NotFound(f"{folder.url}: expected the output prefix of a run, there is no run.json")
-    found = Verification(complete=folder.exists("progress/complete.json"))
-    check = _Check(folder, found.complete)
+    found, check = Verification(), _Check(folder)
     with ThreadPoolExecutor(THREADS) as threads:
         for plan in read_plan(folder):
             ledger = Ledger(folder, plan.stage, plan.key)
@@ -78,8 +78,8 @@ def verify(out: str) -> Verification:
                 found.chunks += 1
                 found.outputs += checked.outputs
                 found.damages += checked.damages
-                if checked.work:
-                    found.work_stages.add(plan.stage)
+                if checked.gone:
+                    found.gone.add(plan.stage)
     return found
 
 
@@ -91,31 +91,41 @@ def repair(out: str, found: Verification) -> list[str]:
     if not found.damages:
         return []
     folder = Folder(out)
-    folder.remove("progress/complete.json")
-    plans = {plan.stage: plan for plan in read_plan(folder)}
+    plans = read_plan(folder)
+    damaged = {damage.stage for damage in found.damages}
+    again = _before(plans, damaged, found.gone)
+    folder.remove(COMPLETE)
+    for phase in {plan.phase for plan in plans if plan.stage in damaged and plan.phase}:
+        folder.remove(PHASE.format(phase))
+    for plan in again:
+        ledger = Ledger(folder, plan.stage, plan.key)
+        ledger.forget(ledger.markers().done.get(plan.key, set()))
     for damage in found.damages:
         ledger = Ledger(folder, damage.stage, damage.key)
         ledger.mark_failed(damage.chunk, damage.box, f"damaged: {damage.output}: {damage.cause}")
         ledger.forget([damage.chunk])
-    if not found.complete or not any(plans[damage.stage].reads_work for damage in found.damages):
-        return []
-    again = [plan for plan in plans.values() if plan.stage in found.work_stages]
-    for plan in again:
-        _forget_all(folder, plan)
     return [plan.stage for plan in again]
 
 
-def _forget_all(folder: Folder, plan: PlannedStage) -> None:
-    ledger = Ledger(folder, plan.stage, plan.key)
-    ledger.forget(ledger.markers().done.get(plan.key, set()))
+def _before(plans: list[PlannedStage], damaged: set[str], gone: set[str]) -> list[PlannedStage]:
+    """Stages whose intermediates are gone and lie before a damaged stage of the same phase."""
+    last = {plan.phase: number for number, plan in enumerate(plans) if plan.stage in damaged}
+    return [plan for number, plan in enumerate(plans) if plan.stage in gone and number < last.get(plan.phase, -1)]
 
 
 class _Check:
-    """Checks the outputs of chunks; what lies below work/ only while the run is not complete."""
+    """Checks the outputs of chunks; what lies below work/ only while that is not removed."""
 
-    def __init__(self, folder: Folder, complete: bool) -> None:
-        self._folder, self._complete = folder, complete
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._complete = folder.exists(COMPLETE)
         self._volume = lru_cache(maxsize=64)(self._open)
+        self._finished = lru_cache(maxsize=None)(lambda phase: folder.exists(PHASE.format(phase)))
+
+    def _gone(self, name: str) -> bool:
+        if not name.startswith(WORK):
+            return False
+        return self._complete or self._finished(name.removeprefix(WORK).partition("/")[0])
 
     def chunk(self, ledger: Ledger, chunk: str) -> _Checked:
         """Check all outputs of one chunk."""
@@ -129,9 +139,8 @@ class _Check:
             checked.damages.append(Damage(ledger.stage, ledger.key, chunk, "", "marker", f"damaged ({error})"))
             return checked
         for output in outputs:
-            below_work = str(output["name"]).startswith(WORK)
-            checked.work = checked.work or below_work
-            if below_work and self._complete:
+            if self._gone(str(output["name"])):
+                checked.gone = True
                 continue
             checked.outputs += 1
             for cause in self._wrong(output):

@@ -71,6 +71,7 @@ def prepare(request: Request) -> Run:
     keys = stage_keys(predict, options, pyramid_factors(domain.shape, voxel_size))
     run = Run(
         image=request.image,
+        image_identity=image.identity(),
         out=Folder(request.out).url,
         model=str(model.folder),
         model_name=model.card.name,

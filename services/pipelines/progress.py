@@ -33,16 +33,13 @@ HEARTBEAT_S = 10.0
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of a run: how many chunks and voxels it has, and what the last run of it took.
-
-    `reads_work` says that it reads what lies below work/, which is removed when the run is complete.
-    """
+    """A stage of a run: how many chunks and voxels it has, the phase it is part of, and what its last run took."""
 
     stage: str
     key: str
     chunks: int
     voxels: int
-    reads_work: bool = True
+    phase: str = ""
     seconds: float = 0.0
     computed: int = 0
     computed_voxels: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -31,13 +32,13 @@ class Stage:
     arguments: tuple[Any, ...]
     inference_threads: int = 0
     """Threads of a worker that runs a network; 0 for stages of numpy and numba."""
-    reads_work: bool = True
-    """Whether it reads what lies below work/, which is removed when the run is complete."""
+    phase: str = ""
+    """The phase that the stage is part of; its intermediate results lie in work/PHASE."""
 
     def planned(self) -> PlannedStage:
         """The stage as it stands in the run's plan before it begins."""
         voxels = sum(chunk.box.size for chunk in self.chunks)
-        return PlannedStage(self.ledger.stage, self.ledger.key, len(self.chunks), voxels, self.reads_work)
+        return PlannedStage(self.ledger.stage, self.ledger.key, len(self.chunks), voxels, self.phase)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,20 @@ class Summary:
     def as_json(self) -> list[dict[str, Any]]:
         """A JSON-able list, a dictionary per stage."""
         return [asdict(stage) for stage in self.stages]
+
+    def joined(self) -> list[StageSummary]:
+        """The stages with all levels of an octree or a pyramid in one row: what a reader wants to see."""
+        groups: dict[str, list[StageSummary]] = {}
+        for stage in self.stages:
+            groups.setdefault(re.sub(r"(_(up|down))?_\d+$", "", stage.stage), []).append(stage)
+        return [_joined(name, stages) for name, stages in groups.items()]
+
+
+def _joined(name: str, stages: list[StageSummary]) -> StageSummary:
+    voxels = max(stage.voxels_per_s * stage.seconds for stage in stages)
+    seconds = sum(stage.seconds for stage in stages)
+    chunks, computed = (max(getattr(stage, figure) for stage in stages) for figure in ("chunks", "computed"))
+    return StageSummary(name, chunks, computed, seconds, voxels / max(seconds, 1e-9), {})
 
 
 def announce(stages: Iterable[Stage]) -> None:
@@ -89,7 +104,9 @@ def run_stage(stage: Stage, summary: Summary) -> None:
                         heartbeat.ended(chunk.name)
                         ledger.forget_failures({chunk.name} & failed)
                         for figure, value in report.items():
-                            totals[figure] = totals.get(figure, 0) + value
+                            before = totals.get(figure, 0)
+                            largest = figure.startswith("largest_")
+                            totals[figure] = max(before, value) if largest else before + value
                         progress.advance(chunk.box.size)
                     case Failed(chunk, cause, tries):
                         heartbeat.ended(chunk.name)
