@@ -15,7 +15,9 @@ from models.errors import PetavoxelError
 from services.cli.demo import demo
 from services.cli.evaluate import app as evaluate_app
 from services.cli.export import export
-from services.cli.segment import segment
+from services.cli.export_precomputed import export_precomputed
+from services.cli.mesh import mesh
+from services.cli.segment import agglomerate, predict, relabel, segment, watershed
 from services.cli.serve import serve
 from services.cli.skeletonize import skeletonize
 from services.cli.status import status
@@ -31,7 +33,13 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(segment)
+app.command()(predict)
+app.command()(watershed)
+app.command()(agglomerate)
+app.command()(relabel)
 app.command()(skeletonize)
+app.command()(mesh)
+app.command()(export_precomputed)
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(status)
 app.command()(verify)

@@ -135,9 +135,8 @@ def _changed(out: str, **changes: Any) -> Run:
     run = opened_run(out)
     held = run.options.model_dump()
     for name, change in changes.items():
-        if isinstance(change, dict) and held[name] is not None:
-            change = {**held[name], **_given(change)}
-        held[name] = change
+        partly = isinstance(change, dict) and held[name] is not None
+        held[name] = {**held[name], **_given(change)} if partly else change
     return changed_run(run, _options(held))
 
 

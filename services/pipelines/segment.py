@@ -77,9 +77,10 @@ def run_phase(run: Run, phase: str, summary: Summary) -> None:
         run_stage(replace(stage, phase=phase), summary)
     run.folder.write_json(f"progress/phases/{phase}.json", {"key": run.phase_key(phase)})
     run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
-    if phase == "relabel":
+    last = phase == "relabel"
+    if last:
         run.folder.write_json("progress/complete.json", {"key": run.key})
-    run.folder.remove(f"work/{phase}")
+    run.folder.remove("work" if last else f"work/{phase}")
 
 
 def predict_stages(run: Run) -> Iterator[Stage]:
@@ -150,7 +151,10 @@ def _check_ready(run: Run, phase: str) -> None:
 
 
 def create_arrays(run: Run, phase: str) -> None:
-    """Create the arrays that a phase writes, or open those of the interrupted run."""
+    """Create the arrays that a phase writes, or open those of the interrupted run.
+
+    Skeletons of another segmentation are removed: their files have the names of segments.
+    """
     z, y, x = (a + b for a, b in zip(run.offset_voxels, run.domain.start, strict=True))
 
     def info(dtype: str, **extra: Any) -> VolumeInfo:
@@ -173,6 +177,10 @@ def create_arrays(run: Run, phase: str) -> None:
     elif phase == "relabel":
         factors = pyramid_factors(run.domain.shape, run.voxel_size_nm)
         create_pyramid(at("segmentation.zarr"), info("uint64"), factors, exists="reuse")
+        claim, key = "progress/phases/skeletons.json", run.keys["skeletonize"]
+        if not run.folder.exists(claim) or run.folder.read_json(claim).get("key") != key:
+            run.folder.remove("skeletons")
+            run.folder.write_json(claim, {"key": key})
 
 
 def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:

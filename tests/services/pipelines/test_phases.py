@@ -1,0 +1,89 @@
+"""The phases of `petavoxel segment` as commands: together they are it, and a threshold needs no prediction."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from infra.cluster import cluster
+from infra.volumes import open_volume
+from models.catalog import Model
+from models.errors import InvalidInput, NotFound
+from services.cli.main import app
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+CHUNK = "16,24,20"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with cluster():
+        yield
+
+
+def petavoxel(*arguments: str) -> Result:
+    done = CliRunner().invoke(app, list(arguments))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    named = {str(path.relative_to(out)): path.read_bytes() for path in files}
+    return {name: content for name, content in named.items() if not name.startswith("progress/")}
+
+
+def computed(out: Path) -> dict[str, int]:
+    stages = json.loads((out / "progress" / "summary.json").read_text())["stages"]
+    return {stage["stage"]: stage["computed"] for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def in_phases(image: str, model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phases") / "out"
+    petavoxel("predict", image, str(out), "--model", str(model.folder), "--chunk", CHUNK)
+    with pytest.raises(InvalidInput, match="agglomerate needs watershed"):
+        petavoxel("agglomerate", str(out))
+    petavoxel("watershed", str(out), "--high", "0.8")
+    petavoxel("agglomerate", str(out), "--threshold", "0.45", "--basin-voxels", "5")
+    petavoxel("relabel", str(out))
+    return out
+
+
+def test_phases_leave_what_segment_leaves(in_phases: Path, image: str, model: Model, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    petavoxel("segment", image, str(out), "--model", str(model.folder), "--chunk", CHUNK, "--threshold", "0.45")
+    petavoxel("watershed", str(out), "--high", "0.8")
+    petavoxel("agglomerate", str(out), "--basin-voxels", "5")
+    petavoxel("relabel", str(out))
+    first, second = contents(in_phases), contents(out)
+    assert not any(name.startswith("work/") for name in first)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_another_threshold_needs_only_the_cut(in_phases: Path, image: str, model: Model, tmp_path: Path) -> None:
+    before = open_volume(str(in_phases / "segmentation.zarr"))
+    old = before.read(before.box)
+    merges = {name: body for name, body in contents(in_phases).items() if name.startswith("agglomeration/merges/")}
+    petavoxel("agglomerate", str(in_phases), "--threshold", "0.6")
+    done = computed(in_phases)
+    assert {name for name, count in done.items() if count} == {name for name in done if name.startswith("cut")}
+    petavoxel("relabel", str(in_phases))
+    after = open_volume(str(in_phases / "segmentation.zarr"))
+    new = after.read(after.box)
+    assert len(np.unique(new)) > len(np.unique(old))
+    assert merges == {name: contents(in_phases)[name] for name in merges}
+    petavoxel("agglomerate", str(in_phases), "--threshold", "0.45")
+    petavoxel("relabel", str(in_phases))
+    again = open_volume(str(in_phases / "segmentation.zarr"))
+    np.testing.assert_array_equal(again.read(again.box), old)
+
+
+def test_a_phase_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"run\.json"):
+        petavoxel("relabel", str(tmp_path))
