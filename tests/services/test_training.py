@@ -1,8 +1,10 @@
 """`petavoxel train` on a small volume: a checkpoint, logs, going on, and mistakes."""
 
+import contextlib
 import hashlib
-import subprocess
+import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from models.training.loop import read_checkpoint
+from services.cli.main import main
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,11 +29,28 @@ loop: {steps: 4, batch_size: 1, warmup_steps: 2, validate_every: 2, checkpoint_e
 """
 
 
-def train(folder: Path, config: str, out: str = "run", *more: str) -> subprocess.CompletedProcess[str]:
+@dataclass
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stderr: str
+
+
+def train(folder: Path, config: str, out: str = "run", *more: str) -> Done:
+    """The command in this process, as `petavoxel` would run it."""
     (folder / "config.yaml").write_text(config)
     arguments = [str(folder / "config.yaml"), str(folder / out), "--data", str(folder), "--threads", "1", *more]
-    command = [sys.executable, "-m", "services.cli", "train", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    errors = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", ["petavoxel", "train", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return Done(int(left.value.code or 0), errors.getvalue())
 
 
 @pytest.fixture
