@@ -1,13 +1,14 @@
 """Volumes in Neuroglancer's precomputed format, through tensorstore; only here axes are x, y, z, channel.
 
-Labels of 32 and 64 bits are stored as compressed_segmentation, the rest raw; any encoding that tensorstore knows,
-sharded ones too, can be read. The `info` object is written here, so that it can hold all levels and our metadata.
-tensorstore's threads do not survive a fork: start worker processes with "spawn", as Ray does.
+Labels of 32 and 64 bits are stored as compressed_segmentation, the rest raw, sharded where `shard_shape` asks for it;
+any encoding that tensorstore knows can be read. The `info` object is written here, so that it can hold all levels and
+our metadata. tensorstore's threads do not survive a fork: start worker processes with "spawn", as Ray does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,11 +42,13 @@ class PrecomputedVolume(Volume):
         self._scale = scale
         zyx = store[ts.d["channel", "z", "y", "x"].transpose[:]][ts.d["z", "y", "x"].translate_to[0, 0, 0]]
         self._store = zyx if info.channels is not None else zyx[0]
+        self.write_shape = _zyx(store.chunk_layout.write_chunk.shape[:3])
+        """What is stored as one object here, a chunk or a shard; writers must own disjoint boxes aligned to it."""
 
     def _read(self, box: Box) -> NDArray[Any]:
         nbytes = box.size * self.info.dtype.itemsize * (self.info.channels or 1)
         future = self._store[(..., *box.slices())].read(order="C")
-        found = np.asarray(future.result(timeout=self.settings.timeout_s(nbytes)))
+        found = np.asarray(self._finished(future, nbytes))
         if has_blank_piece(found, box, self.info.chunk_shape or self.info.shape):
             confirm_present(self._objects(), "info", self._same)
         return found
@@ -59,7 +62,14 @@ class PrecomputedVolume(Volume):
     def _write(self, box: Box, array: NDArray[Any]) -> None:
         refuse_vanished_folder(self.location, "info")
         future = self._store[(..., *box.slices())].write(array)
-        future.result(timeout=self.settings.timeout_s(array.nbytes))
+        self._finished(future, array.nbytes)
+
+    def _finished(self, future: Any, nbytes: int) -> Any:
+        try:
+            return future.result(timeout=self.settings.timeout_s(nbytes))
+        except TimeoutError:
+            future.cancel()
+            raise
 
     def _stamp(self) -> str:
         return self._objects().stamp("info")
@@ -123,10 +133,6 @@ def create_levels(
     _kvstore(location, settings)
     if first.dtype.name not in _DTYPES:
         raise InvalidVolume(f"{location}: precomputed holds {', '.join(_DTYPES)}, got {first.dtype}")
-    if first.shard_shape is not None:
-        raise InvalidVolume(
-            f"{location}: sharded precomputed is read, not written; got shard_shape {first.shard_shape}"
-        )
     labels = first.dtype.name in ("uint32", "uint64")
     scales = [_scale(info, location, labels=labels) for info in levels]
     if len({scale["key"] for scale in scales}) < len(scales):
@@ -157,6 +163,23 @@ def _scale(info: VolumeInfo, location: Location, *, labels: bool) -> dict[str, A
         "chunk_sizes": [list(chunk[::-1])],
         "encoding": "compressed_segmentation" if labels else "raw",
         **blocks,
+        **({} if info.shard_shape is None else {"sharding": _sharding(info.shape, chunk, info.shard_shape)}),
+    }
+
+
+def _sharding(shape: Triple, chunk: Sequence[int], shard: Triple) -> dict[str, Any]:
+    """Shards of as many chunks as `shard` holds, or fewer: what follows each other on the Z curve of chunks."""
+    wanted = math.prod(s // c for s, c in zip(shard, chunk, strict=True)).bit_length() - 1
+    there = sum((-(-s // c) - 1).bit_length() for s, c in zip(shape, chunk, strict=True))
+    inside = min(wanted, there)
+    return {
+        "@type": "neuroglancer_uint64_sharded_v1",
+        "preshift_bits": inside // 2,  # chunks that lie together in the file
+        "hash": "identity",
+        "minishard_bits": inside - inside // 2,
+        "shard_bits": there - inside,
+        "minishard_index_encoding": "gzip",
+        "data_encoding": "gzip",
     }
 
 
@@ -173,6 +196,7 @@ def _zyx(xyz: Sequence[int]) -> Triple:
 def _kvstore(location: Location, settings: Settings) -> dict[str, Any]:
     if location.scheme == "file":
         return {"driver": "file", "path": f"{location.path}/"}
+    _limit_silence(settings)
     bucket, _, key = location.path.partition("/")
     path = f"{key}/" if key else ""
     if location.scheme == "gs":
@@ -190,6 +214,17 @@ def _kvstore(location: Location, settings: Settings) -> dict[str, Any]:
     )
 
 
+def _limit_silence(settings: Settings) -> None:
+    """Have tensorstore give up requests that are silent; without it one stalled request uses up the whole operation.
+
+    It takes these limits from the environment alone, in whole seconds, when its first request is made.
+    """
+    seconds = str(max(1, round(min(settings.storage_request_timeout_s, settings.storage_timeout_s))))
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", seconds)
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", seconds)
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+
+
 def _context(settings: Settings) -> Any:
-    retries = {"max_retries": 4, "initial_delay": "500ms", "max_delay": f"{min(8.0, settings.storage_timeout_s):g}s"}
+    retries = {"max_retries": 5, "initial_delay": "1s", "max_delay": f"{min(16.0, settings.storage_timeout_s):g}s"}
     return ts.Context({"gcs_request_retries": retries, "s3_request_retries": retries})

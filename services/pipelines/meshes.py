@@ -8,7 +8,8 @@ from infra.ledger import digest
 from infra.meshes import PrecomputedMeshes
 from infra.objects import Folder
 from infra.volumes import open_volume
-from models.errors import InvalidVolume, RunConflict
+from models.errors import InvalidVolume
+from services.pipelines.claim import claim
 from services.pipelines.levels import label_levels
 from services.pipelines.skeletonize import regroup_stages
 from services.pipelines.stage import Stage, Summary, run_stage
@@ -23,13 +24,8 @@ def mesh(segmentation: str, out: str, *, options: MeshOptions) -> Summary:
     """
     job = mesh_job(segmentation, out, options)
     folder, summary = Folder(out), Summary()
-    if folder.exists("run.json"):
-        held = folder.read_json("run.json")
-        if held.get("key") != job.key:
-            raise RunConflict(f"{out}: holds another run, of {held.get('segmentation') or held.get('image')}")
-    else:
-        described = {"key": job.key, "segmentation": job.segmentation, "options": options.model_dump(mode="json")}
-        folder.write_json("run.json", described)
+    described = {"key": job.key, "segmentation": job.segmentation, "options": options.model_dump(mode="json")}
+    claim(folder, described)
     if not folder.exists("progress/complete.json"):
         for stage in mesh_stages(job):
             run_stage(stage, summary)

@@ -10,8 +10,9 @@ from infra.objects import Folder
 from infra.shards import Sharding
 from infra.skeletons import PrecomputedSkeletons
 from infra.volumes import open_volume
-from models.errors import InvalidVolume, RunConflict
+from models.errors import InvalidVolume
 from models.geometry import Box
+from services.pipelines.claim import claim
 from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.regroup import regroup
 from services.stages.skeletonize import SkeletonOptions
@@ -37,14 +38,8 @@ def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: s
         raise InvalidVolume(f"box: expected voxels within {volume.box}, got {domain}")
     key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump())
     folder = Folder(out)
-    if folder.exists("run.json"):
-        held = folder.read_json("run.json")
-        if held.get("key") != key:
-            raise RunConflict(f"{out}: holds another run, of {held.get('segmentation') or held.get('image')}")
-    folder.write_json(
-        "run.json",
-        {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")},
-    )
+    described = {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")}
+    claim(folder, described)
     job = SkeletonJob(
         volume.url,
         domain,

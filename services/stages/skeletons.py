@@ -29,7 +29,8 @@ class SkeletonJob:
     """Which segmentation, what of it, and where the results go; picklable.
 
     `domain` is in voxels of the segmentation, whose voxel (0, 0, 0) lies at `offset_voxels`. Markers go below
-    `ledgers`, intermediates below `work`, results below `out` as `precomputed/` and, if asked for, `swc/ID.swc`.
+    `ledgers`, intermediates below `work`, results below `out` as `precomputed/`, tables of voxels and
+    lengths as `segments/BUCKET.parquet` and, if asked for, `swc/ID.swc`.
     """
 
     segmentation: str
@@ -93,6 +94,7 @@ def join(job: SkeletonJob) -> ChunkFunction:
 
     def apply(chunk: Chunk) -> Report:
         joined: list[tuple[int, Skeleton]] = []
+        voxels: list[int] = []
         largest = (0, 0)
         for found in exchange.gather(chunk.index[0]):
             if found.count < job.options.dust_voxels or not found.contents:
@@ -102,10 +104,14 @@ def join(job: SkeletonJob) -> ChunkFunction:
             skeleton = merge_fragments(fragments, options=job.options)
             if len(skeleton.vertices):
                 joined.append((found.id, skeleton))
-        outputs = precomputed.write(chunk.index[0], joined)
+                voxels.append(found.count)
+        cable = [skeleton.cable_length_nm for _, skeleton in joined]
+        ids = np.array([segment for segment, _ in joined], np.uint64)
+        table = {"segment": ids, "voxels": np.array(voxels, np.int64), "cable_nm": np.array(cable, np.float64)}
+        outputs = [*precomputed.write(chunk.index[0], joined), out.write_table(f"segments/{chunk.name}.parquet", table)]
         if job.options.swc:
             outputs += [out.write(f"swc/{segment}.swc", to_swc(skeleton).encode()) for segment, skeleton in joined]
         ledger.mark(chunk, outputs, {"largest_segment": largest[1], "largest_segment_bytes": largest[0]})
-        return {"skeletons": len(joined), "cable_nm": sum(s.cable_length_nm for _, s in joined)}
+        return {"skeletons": len(joined), "cable_nm": sum(cable)}
 
     return apply

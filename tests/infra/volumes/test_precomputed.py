@@ -12,7 +12,7 @@ import tensorstore as ts
 
 from infra.volumes import VolumeInfo, create_pyramid, create_volume, open_volume
 from models.errors import InvalidVolume, NotFound
-from models.geometry import Box
+from models.geometry import Box, ChunkGrid
 
 
 def image_info(**changes: Any) -> VolumeInfo:
@@ -131,7 +131,6 @@ def test_sharded_volumes_are_read(tmp_path: Path) -> None:
     [
         ({"voxel_size_nm": None}, "needs a voxel size"),
         ({"dtype": np.float64}, "precomputed holds uint8"),
-        ({"shard_shape": (16, 16, 24)}, "sharded precomputed is read, not written"),
     ],
 )
 def test_what_precomputed_cannot_store(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -154,3 +153,21 @@ def test_broken_info(tmp_path: Path) -> None:
     (tmp_path / "info").write_text("[]")
     with pytest.raises(InvalidVolume, match="expected the info of a precomputed volume"):
         open_volume(f"precomputed://{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((20, 33, 40), "uint64"), ((130, 16, 200), "uint64"), ((9, 9, 9), "uint8")]
+)
+def test_shards_are_written_whole_and_read_by_tensorstore(shape: Any, dtype: str, tmp_path: Path) -> None:
+    given = image_info(shape=shape, dtype=dtype, chunk_shape=(8, 8, 8), shard_shape=(32, 32, 32))
+    volume = create_volume(f"precomputed://{tmp_path}/v", given)
+    values = np.random.default_rng(0).integers(0, 9, shape).astype(dtype)
+    boxes = list(ChunkGrid(volume.box, volume.write_shape))
+    for chunk in boxes:
+        volume.write(chunk.box, np.ascontiguousarray(values[chunk.box.slices()]))
+    assert len(list((tmp_path / "v").rglob("*.shard"))) == len(boxes)
+    spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{tmp_path}/v/"}}
+    found = np.asarray(ts.open(spec).result().read().result())
+    np.testing.assert_array_equal(found[..., 0].transpose(2, 1, 0), values)
+    again = create_volume(f"precomputed://{tmp_path}/v", given, exists="reuse")
+    np.testing.assert_array_equal(again.read(again.box), values)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stage_runs import run_stages
 
+from infra.objects import Folder
 from infra.skeletons import PrecomputedSkeletons, read_swc
-from infra.volumes import VolumeInfo, create_volume
+from infra.volumes import VolumeInfo, create_volume, open_volume
 from services.pipelines.skeletonize import skeleton_stages
 from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob
@@ -32,16 +34,9 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> str:
 def files(labels: str, out: Path, rng: np.random.Generator, **options: object) -> dict[str, bytes]:
     """Run all stages, each in random order and one chunk twice, and return what was written."""
     settings = SkeletonOptions(**{"dust_voxels": 65, "const_nm": 80, "chunk_voxels": (20, 20, 20), **options})
-    volume = create_volume(labels, VolumeInfo(shape=SHAPE, dtype=np.dtype("uint64"), voxel_size_nm=VOXEL,
-                                              offset_voxels=(5, 0, 0)), exists="reuse")  # fmt: skip
+    volume = open_volume(labels)
     job = SkeletonJob(labels, volume.box, VOXEL, (5, 0, 0), settings, str(out), str(out / "work"), str(out), "key")
-    for stage in skeleton_stages(job):
-        apply = stage.make(*stage.arguments)
-        order = rng.permutation(len(stage.chunks))
-        for number in [*order, order[0]]:
-            apply(stage.chunks[number])
-    marked = {path.name for path in (out / "progress").iterdir()}
-    assert marked == {"skeletonize", "skeletons_pass_1", "skeletons"}
+    assert run_stages(skeleton_stages(job), rng) == ["skeletonize", "skeletons_pass_1", "skeletons"]
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.s*")) if p.is_file()}
 
 
@@ -66,4 +61,7 @@ def test_skeletons_are_whole_and_do_not_depend_on_the_order(labels: str, tmp_pat
 def test_swc_files_are_optional_and_dust_may_be_kept(labels: str, tmp_path: Path) -> None:
     found = files(labels, tmp_path, np.random.default_rng(2), swc=False, dust_voxels=64, const_nm=5)
     assert all(name.endswith(".shard") for name in found)
+    tables = [Folder(str(tmp_path / "segments")).read_table(path.name) for path in (tmp_path / "segments").iterdir()]
+    voxels = {int(i): int(n) for table in tables for i, n in zip(table["segment"], table["voxels"], strict=True)}
+    assert voxels == {LONG: 9 * 9 * 96, TOP: 36 * 9 * 9, SMALL: 64}
     assert sorted(PrecomputedSkeletons(str(tmp_path / "precomputed")).ids()) == [LONG, SMALL, TOP]
