@@ -71,6 +71,13 @@ def test_what_is_stored_before_an_object_is_found_from_it() -> None:
     objects.folder.remove("")
 
 
+def test_a_shard_that_loses_its_last_object_is_removed(tmp_path: Path) -> None:
+    objects = ShardedObjects(Folder(str(tmp_path)), Sharding(0))
+    objects.write(0, [Entry(5, b"five")])
+    assert objects.write(0, []) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bytes_depend_on_the_content_alone() -> None:
     entries = [Entry(i, content(i)) for i in range(1, 200)]
     shuffled = random.Random(1).sample(entries, len(entries))
@@ -86,7 +93,6 @@ def test_mistakes_and_damage_are_named(tmp_path: Path) -> None:
     objects = write_all(str(tmp_path), sharding, ids)
     with pytest.raises(InvalidInput, match="ids of shard 0"):
         objects.write(0, [Entry(i, b"") for i in ids.tolist()])
-    assert objects.write(0, []) == []
     file = tmp_path / sharding.name(0)
     whole = file.read_bytes()
     mine = int(ids[sharding.shards(ids) == 0][0])
