@@ -19,6 +19,7 @@ from infra.settings import Settings
 from infra.volumes.failures import storage_errors
 from infra.volumes.info import VolumeInfo
 from infra.volumes.location import Location
+from infra.volumes.metering import count
 from models.errors import AccessDenied, InvalidVolume, NotFound
 from models.geometry import Box, VoxelSize
 
@@ -35,6 +36,8 @@ class Volume(ABC):
     """
 
     format: str
+    counts_boxes: bool = False
+    """Whether the meter counts boxes of local files, because the format keeps its file open or mapped."""
 
     def __init__(
         self,
@@ -112,6 +115,8 @@ class Volume(ABC):
         if box.size:
             with storage_errors(f"{self.url}: writing box {box}"):
                 self._write(box, array)
+            if self.counts_boxes and self.location.scheme == "file":
+                count("put", bytes_out=array.nbytes)
 
     def identity(self) -> str:
         """A stable text that differs once the volume is replaced: its layout, and the stamp of its metadata or file.
@@ -127,6 +132,8 @@ class Volume(ABC):
     def _read_checked(self, box: Box) -> NDArray[Any]:
         with storage_errors(f"{self.url}: reading box {box}"):
             found = self._read(box)
+        if self.counts_boxes and self.location.scheme == "file":
+            count("get", bytes_in=found.nbytes)
         expected = self.info.array_shape(box)
         if found.shape != expected:
             raise InvalidVolume(f"{self.url}: box {box}: expected shape {expected}, the format gave {found.shape}")

@@ -33,6 +33,7 @@ class Hdf5Volume(Volume):
     """A dataset of an HDF5 file as a volume."""
 
     format = "hdf5"
+    counts_boxes = True
 
     def __init__(self, location: Location, info: VolumeInfo, dataset: str, **options: Any) -> None:
         super().__init__(location, info, **options)

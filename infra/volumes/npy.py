@@ -23,6 +23,8 @@ from models.geometry import Box, VoxelSize
 class ArrayVolume(Volume):
     """An array in memory or mapped into it, as a volume."""
 
+    counts_boxes = True
+
     def __init__(self, location: Location, info: VolumeInfo, array: NDArray[Any], format_: str, **options: Any) -> None:
         super().__init__(location, info, **options)
         self.format = format_

@@ -29,6 +29,7 @@ class NpzVolume(Volume):
     """One array of an archive as a volume."""
 
     format = "npz"
+    counts_boxes = True
 
     def __init__(self, location: Location, info: VolumeInfo, key: str, **options: Any) -> None:
         super().__init__(location, info, **options)

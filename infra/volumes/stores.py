@@ -1,8 +1,8 @@
 """The stores that volumes lie on: small objects, zarr stores and file systems, with time limits and our errors.
 
 The libraries retry: gcsfs six times over half a minute (408, 429, 500 to 504, broken and silent connections, bodies
-that end early), botocore and s3fs the same with the attempts set here, tensorstore with those set in its context. A dead
-host must fail within about `Settings.storage_timeout_s`, so every operation has that limit around the library's
+that end early), botocore and s3fs the same with the attempts set here, tensorstore with those set in its context. A
+dead host must fail within about `Settings.storage_timeout_s`, so every operation has that limit around the library's
 retries, and a silent request its own, shorter one, so that it is tried again in time.
 """
 
@@ -81,10 +81,12 @@ def _amazon(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
         asynchronous=asynchronous,
         endpoint_url=amazon_endpoint(),  # as for Google
         use_listings_cache=False,
+        max_concurrency=1,  # with more it asks for the size of every object before it reads it
         config_kwargs={
             "connect_timeout": silence,
             "read_timeout": silence,
-            "retries": {"total_max_attempts": AMAZON_ATTEMPTS, "mode": "standard"},
+            # "standard" does not retry 429, which S3's relatives answer, and gives up early when many requests fail.
+            "retries": {"total_max_attempts": AMAZON_ATTEMPTS, "mode": "legacy"},
             "http_session_cls": MeteredSession,
         },
     )
@@ -111,9 +113,7 @@ class Objects:
         with storage_errors(self._where(name)):
             try:
                 if self._fs is None:
-                    content = Path(self._path(name)).read_bytes()
-                    count("get", bytes_in=len(content))
-                    return content
+                    return _local_bytes(Path(self._path(name)))
                 found: bytes = self._call("cat_file", self._path(name))
                 return found
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -204,6 +204,15 @@ class Objects:
             return getattr(fs, method)(*args, **kwargs)
         limit = self._settings.timeout_s(nbytes)
         return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit, **kwargs)
+
+
+def _local_bytes(path: Path) -> bytes:
+    content = b""
+    try:
+        content = path.read_bytes()
+    finally:
+        count("get", bytes_in=len(content))
+    return content
 
 
 def write_whole(path: Path, data: bytes) -> None:

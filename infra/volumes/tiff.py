@@ -44,6 +44,7 @@ class PagedVolume(Volume):
     """A stack whose pages are decoded one by one; `pages` (c, z) holds each section's page number."""
 
     format = "tiff"
+    counts_boxes = True
 
     def __init__(self, location: Location, info: VolumeInfo, pages: NDArray[np.int64], **options: Any) -> None:
         super().__init__(location, info, **options)

@@ -89,12 +89,12 @@ class GuardedStore(WrapperStore[Store]):
             raise translated(error, f"object {key}") from error
 
 
-def _close_amazon(fs: Any) -> None:
-    """Close s3fs's connections in the loop that they belong to; left open, each is complained about at exit."""
-    client = getattr(fs, "_s3", None)
-    if client is not None:
+def _close(fs: Any) -> None:
+    """Close a file system's connections in zarr's loop, which they belong to; left open, each complains at exit."""
+    session = getattr(fs, "_session", None) or getattr(fs, "_s3", None)
+    if session is not None:
         with suppress(Exception):
-            sync(client.close(), timeout=2)
+            sync(session.close(), timeout=2)
 
 
 def zarr_store(location: Location, settings: Settings, *, read_only: bool) -> GuardedStore:
@@ -108,9 +108,9 @@ def zarr_store(location: Location, settings: Settings, *, read_only: bool) -> Gu
             from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
             fs = AsyncFileSystemWrapper(fs, asynchronous=True)
-        if location.scheme == "s3" and fs not in _closed_at_exit:
+        if location.scheme in ("gs", "s3") and not any(fs is known for known in _closed_at_exit):
             _closed_at_exit.append(fs)
-            atexit.register(_close_amazon, fs)
+            atexit.register(_close, fs)
         path = f"/{location.path}" if location.scheme == "memory" else location.path
         store = FsspecStore(fs, path=path, read_only=read_only)
     return GuardedStore(store, settings, counting=location.scheme in ("file", "memory"))

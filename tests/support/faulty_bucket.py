@@ -138,17 +138,16 @@ class FaultyBucket:
 
         if fault and fault.kind == "delay":
             await asyncio.sleep(fault.seconds)
-        return await self._answer(writer, method, path, head + body, fault, record)
+        return await self._answer(writer, (method, path, head + body), fault, record)
 
     async def _answer(
         self,
         writer: asyncio.StreamWriter,
-        method: str,
-        path: str,
-        request: bytes,
+        asked: tuple[str, str, bytes],
         fault: Fault | None,
         record: Callable[[int, bytes], None],
     ) -> bool:
+        method, path, request = asked
         kind = fault.kind if fault else None
         if kind in ("stall", "reset"):
             record(0, b"")
