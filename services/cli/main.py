@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from models.errors import PetavoxelError
+from services.cli.datasets import app as datasets_app
 from services.cli.demo import demo
 from services.cli.evaluate import app as evaluate_app
 from services.cli.export import export
@@ -41,6 +42,7 @@ app.command()(skeletonize)
 app.command()(mesh)
 app.command()(export_precomputed)
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(datasets_app, name="datasets")
 app.command()(status)
 app.command()(verify)
 app.command()(view)

@@ -1,0 +1,1 @@
+"""Published data sets: what they are, under which terms, and how their files become volumes."""
