@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import tinybrain
-from numpy.typing import NDArray
 
 from infra.chunk_map import ChunkFunction, Report
 from infra.ledger import Ledger
@@ -16,6 +14,7 @@ from infra.volumes import open_volume
 from infra.written import Written
 from models.errors import NotFound
 from models.geometry import Box, Chunk, Triple
+from models.segmentation.coarsening import means
 
 SHARDS_PER_TASK = 16
 
@@ -61,22 +60,12 @@ def copy_image(task: ExportLevel, ledger: Ledger) -> ChunkFunction:
             for corner in (chunk.box.start, chunk.box.stop)
         )
         voxels = source.read(Box(start, stop).intersection(source.box))  # type: ignore[arg-type]
-        voxels = averaged(voxels, task.factor)
+        voxels = means(voxels, task.factor) if task.factor != (1, 1, 1) else voxels
         target.write(chunk.box, voxels)
         ledger.mark(chunk, [Written.voxels(target.url, chunk.box, voxels, task.into)])
         return {}
 
     return apply
-
-
-def averaged(voxels: NDArray[np.generic], factor: Triple) -> NDArray[np.generic]:
-    """Means over blocks of `factor` voxels, of the same dtype; blocks that are cut off repeat their last voxels."""
-    if factor == (1, 1, 1):
-        return voxels
-    pad = [(0, -n % f) for n, f in zip(voxels.shape, factor, strict=True)]
-    padded = np.asfortranarray(np.pad(voxels, pad, mode="edge").T)
-    (small,) = tinybrain.downsample_with_averaging(padded, factor=factor[::-1], num_mips=1)
-    return np.ascontiguousarray(small.reshape([n // f for n, f in zip(padded.shape, factor[::-1], strict=True)]).T)
 
 
 def copy_shards(source: str, target: str, sharding: Sharding, ledger: Ledger) -> ChunkFunction:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import tinybrain
-
 from infra.chunk_map import ChunkFunction, Report
 from infra.written import Written
 from models.geometry import Box, Chunk, Triple, VoxelSize
+from models.segmentation.coarsening import most_frequent
 from services.run import Run
 
 
@@ -33,11 +31,7 @@ def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:
         box = chunk.box
         start, stop = (tuple(a * f for a, f in zip(corner, factor, strict=True)) for corner in (box.start, box.stop))
         source = Box(start, stop).intersection(finer.box)  # type: ignore[arg-type]
-        labels = finer.read(source)
-        pad = [(0, b * f - n) for b, f, n in zip(box.shape, factor, labels.shape, strict=True)]
-        padded = np.pad(labels, pad, mode="edge")
-        (small,) = tinybrain.downsample_segmentation(np.asfortranarray(padded), factor=factor, num_mips=1)
-        small = np.ascontiguousarray(small).reshape(box.shape)
+        small = most_frequent(finer.read(source), factor)
         coarser.write(box, small)
         ledger.mark(chunk, [Written.voxels(coarser.url, box, small, level)])
         return {}

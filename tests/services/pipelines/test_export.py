@@ -21,11 +21,10 @@ from infra.objects import Folder
 from infra.skeletons import PrecomputedSkeletons
 from infra.volumes import VolumeInfo, create_pyramid, create_volume, open_volume
 from models.errors import InvalidInput, NotFound
-from models.geometry import Box, Chunk
+from models.geometry import Box
 from services.pipelines.export import create_targets, export_stages, plan_export
 from services.pipelines.meshes import mesh_job, mesh_stages
 from services.pipelines.skeletonize import skeleton_stages
-from services.stages.export import averaged
 from services.stages.meshes import MeshOptions
 from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob
@@ -159,16 +158,6 @@ def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
     Folder(str(tmp_path)).write_json("run.json", {"key": "k"})
     with pytest.raises(InvalidInput, match="finished run"):
         plan_export(str(tmp_path), str(tmp_path / "x"), image=False, sharded=True, meshes=None)
-
-
-def test_averages_do_not_depend_on_the_box() -> None:
-    voxels = np.random.default_rng(0).integers(0, 255, (7, 11, 13), dtype=np.uint8)
-    whole = averaged(voxels, (1, 2, 2))
-    assert whole.shape == (7, 6, 7)
-    for chunk in (Chunk((0, 0, 0), Box((0, 0, 0), (3, 2, 3))), Chunk((1, 1, 1), Box((3, 2, 3), (7, 6, 7)))):
-        a, b = chunk.box.start, chunk.box.stop
-        part = averaged(voxels[a[0] : b[0], 2 * a[1] : 2 * b[1], 2 * a[2] : 2 * b[2]], (1, 2, 2))
-        np.testing.assert_array_equal(part, whole[chunk.box.slices()])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
