@@ -44,13 +44,13 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
 
 def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    # Ray warns of every actor pool that it could not restart after the driver's death; it could not anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if address:
             _knock(address)
             ray.init(address=address, **common)
         else:
-            # Ray warns of every actor pool that it could not restart after the driver's death; it could not anyway.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(
                 address="local",
                 include_dashboard=False,
