@@ -109,6 +109,8 @@ class FaultyBucket:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await server.wait_closed()
+        await asyncio.sleep(0.02)  # closed transports leave the loop in its next rounds
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
