@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Ray, OpenVINO, numba and torch together would start more threads than there are cores.
 export OMP_NUM_THREADS ?= 1
+BUILDER ?= docker build
+TARGET ?= cpu
+TAG ?= petavoxel:0.1.0-$(TARGET)
 
-.PHONY: demo test check lint bench train clean
+.PHONY: demo test check lint bench train chart image clean
 
 demo: $(VENV)/.core ## segment a crop of FIB-25 that ships here, score it, and write a picture
 	$(BIN)/petavoxel demo
@@ -29,6 +32,12 @@ bench: $(VENV)/.dev ## benchmarks; PETAVOXEL_DATA names the folder with the data
 train: $(VENV)/.dev ## train the shipped network again, in two runs: make train DATA=FOLDER RUN=FOLDER
 	$(BIN)/petavoxel train models/zoo/fib25-affinity/pretrain.yaml $(DATA)/fib25-pretrain --data $(DATA)
 	$(BIN)/petavoxel train models/zoo/fib25-affinity/train.yaml $(RUN) --data $(DATA)
+
+chart: $(VENV)/.dev ## what is generated in the Helm chart: values.schema.json, README.md and the dashboard
+	$(BIN)/python -m charts.generator
+
+image: ## the CPU image; make image TARGET=gpu TAG=petavoxel:0.1.0-gpu, BUILDER="buildah bud" without Docker
+	$(BUILDER) --target $(TARGET) --tag $(TAG) .
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null && PY=$(PYTHON) || PY=python3; \
