@@ -26,18 +26,10 @@ from infra.volumes import VolumeInfo, create_pyramid, create_volume
 from models.errors import InvalidInput
 from models.geometry import NEAREST, Chunk, ChunkGrid
 from services.pipelines.skeletonize import skeleton_stages
-from services.pipelines.stage import Stage, Summary, run_stage
+from services.pipelines.stage import Stage, Summary, announce, run_stage
 from services.run import Run
-from services.stages.linkage_tree import (
-    BASINS,
-    MERGES,
-    basins_down,
-    basins_of_chunk,
-    chunk_up,
-    cut_down,
-    node_up,
-    segments_of_chunk,
-)
+from services.stages.basins_tree import basins_down, basins_of_chunk_down, basins_of_chunk_up, basins_up
+from services.stages.merges_tree import cut_down, merges_of_chunk, merges_up, segments_of_chunk
 from services.stages.predict import predict
 from services.stages.pyramid import pyramid, pyramid_factors
 from services.stages.region_graph import region_graph
@@ -73,8 +65,10 @@ def run_phase(run: Run, phase: str, summary: Summary) -> None:
     """
     _check_ready(run, phase)
     create_arrays(run, phase)
-    for stage in PHASES[phase](run):
-        run_stage(replace(stage, phase=phase), summary)
+    planned = [replace(stage, phase=phase) for stage in PHASES[phase](run)]
+    announce(planned)
+    for stage in planned:
+        run_stage(stage, summary)
     run.folder.write_json(f"progress/phases/{phase}.json", {"key": run.phase_key(phase)})
     run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
     last = phase == "relabel"
@@ -104,15 +98,15 @@ def watershed_stages(run: Run) -> Iterator[Stage]:
 def agglomerate_stages(run: Run) -> Iterator[Stage]:
     """Region graph → small basins → merge tree → its cut at the threshold: the segment of each supervoxel."""
     grid, levels = tuple(run.grid), _levels(run)
-    yield Stage(run.ledger("basins", "up_0"), grid, chunk_up, (run, BASINS))
+    yield Stage(run.ledger("basins", "up_0"), grid, basins_of_chunk_up, (run,))
     for level, nodes in levels:
-        yield Stage(run.ledger("basins", f"up_{level}"), nodes, node_up, (run, BASINS, level))
+        yield Stage(run.ledger("basins", f"up_{level}"), nodes, basins_up, (run, level))
     for level, nodes in reversed(levels):
         yield Stage(run.ledger("basins", f"down_{level}"), nodes, basins_down, (run, level))
-    yield Stage(run.ledger("basins", "down_0"), grid, basins_of_chunk, (run,))
-    yield Stage(run.ledger("merges", "up_0"), grid, chunk_up, (run, MERGES))
+    yield Stage(run.ledger("basins", "down_0"), grid, basins_of_chunk_down, (run,))
+    yield Stage(run.ledger("merges", "up_0"), grid, merges_of_chunk, (run,))
     for level, nodes in levels:
-        yield Stage(run.ledger("merges", f"up_{level}"), nodes, node_up, (run, MERGES, level))
+        yield Stage(run.ledger("merges", f"up_{level}"), nodes, merges_up, (run, level))
     for level, nodes in reversed(levels):
         yield Stage(run.ledger("cut", f"down_{level}"), nodes, cut_down, (run, level))
     yield Stage(run.ledger("cut", "down_0"), grid, segments_of_chunk, (run,))
