@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,21 +26,40 @@ KEYS = ("get", "put", "list", "head", "delete", "other", "bytes_in", "bytes_out"
 objects and buckets, deletions, the rest (credentials, tensorstore's retries); then bytes of bodies, without headers."""
 
 _lock = Lock()
-_counts = dict.fromkeys(KEYS, 0)
+_process = dict.fromkeys(KEYS, 0)
+_aside: ContextVar[dict[str, int]] = ContextVar("metering", default=_process)
 
 
 def count(kind: Kind, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
     """Count one request or operation, and bytes that it moved."""
+    book({kind: 1, "bytes_in": bytes_in, "bytes_out": bytes_out}, _aside.get())
+
+
+def book(amounts: dict[str, int], into: dict[str, int] = _process) -> None:
+    """Add amounts, by `KEYS`, to what this process has counted."""
     with _lock:
-        _counts[kind] += 1
-        _counts["bytes_in"] += bytes_in
-        _counts["bytes_out"] += bytes_out
+        for key, amount in amounts.items():
+            into[key] += amount
+
+
+@contextmanager
+def set_aside() -> Iterator[dict[str, int]]:
+    """Gives a dictionary that counts, instead of the process, what this thread requests inside; `book` adds it later.
+
+    For work done ahead of its time. tensorstore's figures are the process's, they cannot be set aside.
+    """
+    found = dict.fromkeys(KEYS, 0)
+    token = _aside.set(found)  # asyncio carries it to the tasks that this thread's calls start
+    try:
+        yield found
+    finally:
+        _aside.reset(token)
 
 
 def snapshot() -> dict[str, int]:
     """Requests and bytes of this process so far, by `KEYS`."""
     with _lock:
-        found = dict(_counts)
+        found = dict(_process)
     if "tensorstore" in sys.modules:
         for key, value in _tensorstore().items():
             found[key] += value
@@ -70,11 +90,11 @@ def http_trace() -> TraceConfig:
         count(kind_of(request.method, request.url.raw_path, request.url.query))
 
     async def uploaded(session: Any, context: Any, part: Any) -> None:
-        _add("bytes_out", len(part.chunk))
+        book({"bytes_out": len(part.chunk)}, _aside.get())
 
     async def answered(session: Any, context: Any, end: Any) -> None:
-        content = end.response.content
-        content.on_eof(lambda: _add("bytes_in", content.total_bytes and content.total_raw_bytes))
+        content, into = end.response.content, _aside.get()
+        content.on_eof(lambda: book({"bytes_in": content.total_bytes and content.total_raw_bytes}, into))
 
     trace = TraceConfig()
     trace.on_request_headers_sent.append(sent)
@@ -108,11 +128,6 @@ def _google_kind(method: str, service: str | None, objects: str, query: Any) -> 
     if objects in ("", "/o"):
         return "list" if objects else "head"
     return "get" if service == "/download" or query.get("alt") == "media" else "head"
-
-
-def _add(key: str, amount: int) -> None:
-    with _lock:
-        _counts[key] += amount
 
 
 _TENSORSTORE = {"read": "get", "write": "put", "list": "list", "delete_range": "delete"}
