@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.objects import Folder
 from models.errors import InvalidInput, InvalidVolume, NotFound, RuntimeUnavailable, StorageFailed
@@ -110,11 +111,24 @@ def evaluate_sweep(
     if below:
         raise InvalidInput(f"thresholds: the merge tree of {folder.url} goes down to {floor:g}, got {below[0]:g}")
     pair = LabelPair.open(folder.at("supervoxels.zarr"), truth, box, covered=covered)
-    basins, tree = read_merges(folder, "agglomeration/basins"), read_merges(folder, "agglomeration/merges")
+    basins, tree = read_basins(folder), read_merges(folder, "agglomeration/merges")
     table = pair.table(on_progress=on_progress)
-    points = sweep(table, tree, wanted, basins=(basins.a, basins.b), pred_background=pred_background)
+    points = sweep(table, tree, wanted, basins=basins, pred_background=pred_background)
     supervoxels = int(np.unique(table.pred).size)
     return Sweep(folder.url, pair.truth.url, pair.box, floor, chosen, supervoxels, pred_background, tuple(points))
+
+
+def read_basins(folder: Folder) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The basin of every supervoxel: two columns, supervoxel and basin; supervoxels in several chunks come repeatedly.
+
+    Raises `NotFound` where there is no table.
+    """
+    files = list(_files(folder, "agglomeration/basin_of"))
+    if not files:
+        raise NotFound(f"{folder.at('agglomeration/basin_of')}: no basins there; has the agglomeration finished?")
+    tables = [folder.read_table(file) for file in files]
+    supervoxels, basins = (np.concatenate([table[name] for table in tables]) for name in ("supervoxel", "basin"))
+    return supervoxels, basins
 
 
 def read_merges(folder: Folder, name: str) -> MergeTree:

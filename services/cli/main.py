@@ -18,8 +18,9 @@ from services.cli.evaluate import app as evaluate_app
 from services.cli.export import export
 from services.cli.export_precomputed import export_precomputed
 from services.cli.mesh import mesh
+from services.cli.report import report
 from services.cli.segment import agglomerate, predict, relabel, segment, watershed
-from services.cli.serve import serve
+from services.cli.serve import serve, token
 from services.cli.skeletonize import skeletonize
 from services.cli.status import status
 from services.cli.train import train
@@ -43,10 +44,12 @@ app.command()(mesh)
 app.command()(export_precomputed)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(datasets_app, name="datasets")
+app.command()(report)
 app.command()(status)
 app.command()(verify)
 app.command()(view)
 app.command()(serve)
+app.command()(token)
 app.command()(train)
 app.command()(export)
 app.command()(demo)
