@@ -22,9 +22,11 @@ def export_precomputed(
     """Export segments, skeletons and meshes as precomputed layers for Neuroglancer and proofreading tools."""
     from infra.cluster import cluster
     from services.pipelines.export import export_precomputed as run
+    from services.pipelines.export import prepare_export
 
+    export = prepare_export(out, destination, image=image, sharded=sharded, meshes=meshes)
     with cluster(address):
-        summary = run(out, destination, image=image, sharded=sharded, meshes=meshes)
+        summary = run(export)
     print_summary(summary)
     layers = ["segmentation", *(["image"] if image else [])]
     print("\n".join(f"precomputed://{destination.rstrip('/')}/{layer}" for layer in layers))

@@ -19,9 +19,11 @@ def skeletonize(
 ) -> None:
     """Trace the centre lines of all segments, in nm."""
     from infra.cluster import cluster
+    from services.pipelines.skeletonize import prepare_skeletons
     from services.pipelines.skeletonize import skeletonize as run
     from services.stages.skeletonize import SkeletonOptions
 
+    job = prepare_skeletons(segmentation, out, SkeletonOptions(dust_voxels=dust, swc=swc), box=box)
     with cluster(address):
-        summary = run(segmentation, out, options=SkeletonOptions(dust_voxels=dust, swc=swc), box=box)
+        summary = run(job)
     print_summary(summary)

@@ -20,9 +20,9 @@ from infra.objects import Folder
 from infra.shards import Sharding
 from infra.volumes import Volume, VolumeInfo, create_pyramid, open_volume
 from models.errors import InvalidInput, InvalidVolume, NotFound
-from models.geometry import Box, ChunkGrid, Triple
+from models.geometry import Box, ChunkGrid, Triple, VoxelSize
 from services.pipelines.claim import claim
-from services.pipelines.levels import label_levels
+from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.export import SHARDS_PER_TASK, ExportLevel, copy_image, copy_labels, copy_shards
 
@@ -38,6 +38,7 @@ class Export:
     """What is exported from where; `layers` are folders of sharded objects by the name they get below segmentation/."""
 
     segmentation: Volume
+    voxel_size_nm: VoxelSize
     shapes: list[Triple]
     factors: list[Triple]
     image: Volume | None
@@ -49,24 +50,38 @@ class Export:
     key: str
 
 
-def export_precomputed(
-    run: str, destination: str, *, image: bool = False, sharded: bool = True, meshes: str | None = None
-) -> Summary:
-    """Export the run at prefix `run` to `destination`, on the Ray that this process belongs to.
+def prepare_export(run: str, destination: str, *, image: bool, sharded: bool, meshes: str | None) -> Export:
+    """Find what there is to export of the run at prefix `run`, and claim `destination`; nothing is copied yet.
 
-    `sharded` stores 256^3 voxels as one object, else 64^3. `meshes` is the output of `petavoxel mesh` (default: meshes/
-    in the run, if it is there). A second call goes on where the first stopped. Raises `NotFound` for what is no run,
-    `InvalidInput` where it has not finished, `RunConflict` where `destination` holds something else.
+    `sharded` stores 256^3 voxels as one object, else 64^3. `meshes` is the output of `petavoxel mesh`; None takes
+    meshes/ in the run, if it is there. Raises `NotFound` for what is no run, `InvalidInput` where it has not finished,
+    `RunConflict` where `destination` holds something else.
     """
-    export = plan_export(run, destination, image=image, sharded=sharded, meshes=meshes)
-    described = {
-        "key": export.key,
-        "exported_from": Folder(run).url,
-        "image": export.image.url if export.image else None,
-        "layers": dict(export.layers),
-        "sharded": sharded,
-    }
-    claim(export.out, described)
+    folder = Folder(run)
+    if not folder.exists("run.json"):
+        raise NotFound(f"{run}: no run is there, expected run.json")
+    if not folder.exists("progress/complete.json"):
+        raise InvalidInput(f"{run}: expected a finished run; the same `petavoxel segment` again finishes it")
+    described = folder.read_json("run.json")
+    segmentation, voxel_size = checked_labels(folder.at("segmentation.zarr"))
+    shapes, factors = label_levels(segmentation, voxel_size)
+    picture, begin = _image_of(described, run) if image else (None, (0, 0, 0))
+    layers = _layers_of(folder, meshes)
+    tables = folder.at("skeletons/segments") if "skeletons" in layers else None
+    held = {name: Folder(url).read_json("info") for name, url in layers.items()}
+    identity = picture.identity() if picture else None
+    key = digest("export", described.get("key"), segmentation.identity(), identity, held, sharded)
+    out = Folder(destination)
+    exported = {"exported_from": folder.url, "image": picture and picture.url, "layers": layers, "sharded": sharded}
+    claim(out, {"key": key, **exported})
+    return Export(segmentation, voxel_size, shapes, factors, picture, begin, layers, tables, sharded, out, key)
+
+
+def export_precomputed(export: Export) -> Summary:
+    """Export, on the Ray that this process belongs to. A second call goes on where the first stopped.
+
+    Raises `ChunkFailed` where chunks failed repeatedly.
+    """
     summary = Summary()
     if not export.out.exists("progress/complete.json"):
         create_targets(export)
@@ -76,29 +91,14 @@ def export_precomputed(
     return summary
 
 
-def plan_export(run: str, destination: str, *, image: bool, sharded: bool, meshes: str | None) -> Export:
-    """Find what there is to export; nothing is written yet."""
-    folder = Folder(run)
-    if not folder.exists("run.json"):
-        raise NotFound(f"{run}: no run is there, expected run.json")
-    if not folder.exists("progress/complete.json"):
-        raise InvalidInput(f"{run}: expected a finished run; the same `petavoxel segment` again finishes it")
-    described = folder.read_json("run.json")
-    segmentation = open_volume(folder.at("segmentation.zarr"))
-    shapes, factors = label_levels(segmentation)
-    picture, begin = _image_of(described, run) if image else (None, (0, 0, 0))
+def _layers_of(folder: Folder, meshes: str | None) -> dict[str, str]:
+    """Folders of a run's skeletons and meshes, as far as they are there."""
     layers = {"skeletons": folder.at("skeletons/precomputed"), "mesh": folder.at("meshes/precomputed")}
     if meshes is not None:
         layers["mesh"] = Folder(meshes).at("precomputed")
         if not Folder(layers["mesh"]).exists("info"):
             raise NotFound(f"{meshes}: expected an output of `petavoxel mesh`, with precomputed/info")
-    layers = {name: url for name, url in layers.items() if Folder(url).exists("info")}
-    tables = folder.at("skeletons/segments") if "skeletons" in layers else None
-    held = {name: Folder(url).read_json("info") for name, url in layers.items()}
-    identity = picture.identity() if picture else None
-    key = digest("export", described.get("key"), segmentation.identity(), identity, held, sharded)
-    out = Folder(destination)
-    return Export(segmentation, shapes, factors, picture, begin, layers, tables, sharded, out, key)
+    return {name: url for name, url in layers.items() if Folder(url).exists("info")}
 
 
 def create_targets(export: Export) -> None:
@@ -204,7 +204,7 @@ def _segment_properties(export: Export) -> dict[str, Any] | None:
         np.concatenate([table[column] for table in read]) for column in ("segment", "voxels", "cable_nm")
     )
     order = np.lexsort((ids, -voxels))[:_MOST_PROPERTIES]
-    voxel_um3 = float(np.prod(export.segmentation.info.voxel_size_nm or (1, 1, 1))) / 1e9
+    voxel_um3 = float(np.prod(export.voxel_size_nm)) / 1e9
     numbers = {"volume_um3": voxels[order] * voxel_um3, "cable_um": cable[order] / 1e3}
     return {
         "@type": "neuroglancer_segment_properties",

@@ -7,46 +7,48 @@ from collections.abc import Iterator
 from infra.ledger import digest
 from infra.meshes import PrecomputedMeshes
 from infra.objects import Folder
-from infra.volumes import open_volume
-from models.errors import InvalidVolume
 from services.pipelines.claim import claim
-from services.pipelines.levels import label_levels
+from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.skeletonize import regroup_stages
 from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.meshes import MeshJob, MeshOptions, manifests, plan_details, surface_chunks
 
 
-def mesh(segmentation: str, out: str, *, options: MeshOptions) -> Summary:
-    """Make the meshes of a label volume, on the Ray that this process belongs to.
+def prepare_meshes(segmentation: str, out: str, options: MeshOptions) -> MeshJob:
+    """Check a label volume and claim the output prefix; nothing is computed yet.
 
-    Writes `out`/precomputed/, in nm. A second call goes on where the first stopped. Raises `InvalidVolume` for anything
-    but a label volume with a voxel size, `RunConflict` where `out` holds something else.
+    Raises `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds something
+    else.
     """
-    job = mesh_job(segmentation, out, options)
-    folder, summary = Folder(out), Summary()
-    described = {"key": job.key, "segmentation": job.segmentation, "options": options.model_dump(mode="json")}
-    claim(folder, described)
+    folder, (volume, voxel_size) = Folder(out), checked_labels(segmentation)
+    shapes, factors = label_levels(volume, voxel_size, most=options.levels)
+    job = MeshJob(
+        segmentation=volume.url,
+        details=plan_details(shapes, factors, options),
+        voxel_size_nm=voxel_size,
+        offset_voxels=volume.info.offset_voxels,
+        options=options,
+        out=folder.at("precomputed"),
+        work=folder.at("work"),
+        ledgers=folder.url,
+        key=digest("mesh", volume.url, volume.identity(), options.model_dump()),
+    )
+    claim(folder, {"key": job.key, "segmentation": volume.url, "options": options.model_dump(mode="json")})
+    return job
+
+
+def mesh(job: MeshJob) -> Summary:
+    """Make the meshes of a label volume, on the Ray that this process belongs to: precomputed/, in nm.
+
+    A second call goes on where the first stopped. Raises `ChunkFailed` where chunks failed repeatedly.
+    """
+    folder, summary = Folder(job.ledgers), Summary()
     if not folder.exists("progress/complete.json"):
         for stage in mesh_stages(job):
             run_stage(stage, summary)
         folder.write_json("progress/complete.json", {"key": job.key})
     folder.remove("work")
     return summary
-
-
-def mesh_job(segmentation: str, out: str, options: MeshOptions) -> MeshJob:
-    """What is to be done; raises `InvalidVolume` for what has no meshes."""
-    volume = open_volume(segmentation)
-    shapes, factors = label_levels(volume, most=options.levels + 1)
-    details = plan_details(shapes, factors, options)
-    size = volume.info.voxel_size_nm
-    if size is None:
-        raise InvalidVolume(f"{segmentation}: expected a known voxel size, the volume has none")
-    folder = Folder(out)
-    key = digest("mesh", volume.url, volume.identity(), options.model_dump())
-    offset = volume.info.offset_voxels
-    precomputed, work = folder.at("precomputed"), folder.at("work")
-    return MeshJob(volume.url, details, size, offset, options, precomputed, work, folder.url, key)
 
 
 def mesh_stages(job: MeshJob) -> Iterator[Stage]:

@@ -9,53 +9,54 @@ from infra.ledger import Ledger, digest
 from infra.objects import Folder
 from infra.shards import Sharding
 from infra.skeletons import PrecomputedSkeletons
-from infra.volumes import open_volume
 from models.errors import InvalidVolume
 from models.geometry import Box
 from services.pipelines.claim import claim
+from services.pipelines.levels import checked_labels
 from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.regroup import regroup
 from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob, join, trace
 
 
-def skeletonize(segmentation: str, out: str, *, options: SkeletonOptions, box: str | None = None) -> Summary:
-    """Trace every segment of a label volume, on the Ray that this process belongs to.
+def prepare_skeletons(segmentation: str, out: str, options: SkeletonOptions, *, box: str | None = None) -> SkeletonJob:
+    """Check a label volume and claim the output prefix; nothing is computed yet.
 
-    Writes `out`/precomputed/ and, by the options, `out`/swc/ID.swc, in nm. A second call goes on where the first
-    stopped. Raises `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds
-    another run.
+    Raises `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds something
+    else.
     """
-    volume = open_volume(segmentation)
-    if volume.info.channels is not None or volume.info.dtype.kind not in "ui":
-        raise InvalidVolume(
-            f"{segmentation}: expected integer labels (z, y, x), got {volume.info.dtype} {volume.info.axes}"
-        )
-    if volume.info.voxel_size_nm is None:
-        raise InvalidVolume(f"{segmentation}: expected a known voxel size, the volume has none")
+    volume, voxel_size = checked_labels(segmentation)
     domain = Box.parse(box) if box else volume.box
     if not volume.box.contains(domain) or domain.size == 0:
         raise InvalidVolume(f"box: expected voxels within {volume.box}, got {domain}")
-    key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump())
     folder = Folder(out)
+    key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump())
     described = {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")}
     claim(folder, described)
-    job = SkeletonJob(
-        volume.url,
-        domain,
-        volume.info.voxel_size_nm,
-        volume.info.offset_voxels,
-        options,
-        out,
-        folder.at("work"),
-        out,
-        key,
+    return SkeletonJob(
+        segmentation=volume.url,
+        domain=domain,
+        voxel_size_nm=voxel_size,
+        offset_voxels=volume.info.offset_voxels,
+        options=options,
+        out=folder.url,
+        work=folder.at("work"),
+        ledgers=folder.url,
+        key=key,
     )
-    summary = Summary()
+
+
+def skeletonize(job: SkeletonJob) -> Summary:
+    """Trace every segment of a label volume, on the Ray that this process belongs to.
+
+    Writes precomputed/, segments/ and, by the options, swc/ID.swc, in nm. A second call goes on where the first
+    stopped. Raises `ChunkFailed` where chunks failed repeatedly.
+    """
+    folder, summary = Folder(job.ledgers), Summary()
     if not folder.exists("progress/complete.json"):
         for stage in skeleton_stages(job):
             run_stage(stage, summary)
-        folder.write_json("progress/complete.json", {"key": key})
+        folder.write_json("progress/complete.json", {"key": job.key})
     folder.remove("work")
     return summary
 

@@ -34,7 +34,7 @@ class MeshOptions(BaseModel):
 
     - `dust_voxels`: segments with fewer voxels in the whole volume have no mesh.
     - `max_error_nm`: how far simplification may move the surface of the finest level, twice as far for each coarser
-      one; None takes the longest edge of a voxel, 0 keeps every triangle.
+      one; 0 keeps every triangle, which takes a seventh of the time and about as many bytes.
     - `levels`: levels of detail at most, one per level of the segmentation's pyramid.
     - `chunk_voxels`: extent of the chunks of the finest level, even.
     """
@@ -42,7 +42,7 @@ class MeshOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dust_voxels: int = Field(default=1000, ge=0)
-    max_error_nm: float | None = Field(default=None, ge=0)
+    max_error_nm: float = Field(default=0.0, ge=0)
     levels: int = Field(default=6, ge=1, le=12)
     chunk_voxels: Triple = (128, 128, 128)
 
@@ -140,8 +140,7 @@ def surface_chunks(job: MeshJob, number: int) -> ChunkFunction:
     first = sum(len(finer.grid) for finer in job.details[:number])
     z, y, x = (v * f for v, f in zip(job.voxel_size_nm, detail.factor, strict=True))
     half = tuple(extent // 2 for extent in detail.chunk_voxels)
-    longest = max(job.voxel_size_nm)
-    error = (longest if job.options.max_error_nm is None else job.options.max_error_nm) * 2**number
+    error = job.options.max_error_nm * 2**number
 
     def apply(chunk: Chunk) -> Report:
         box = voxels_of(chunk.box)

@@ -22,8 +22,8 @@ from infra.skeletons import PrecomputedSkeletons
 from infra.volumes import VolumeInfo, create_pyramid, create_volume, open_volume
 from models.errors import InvalidInput, NotFound
 from models.geometry import Box
-from services.pipelines.export import create_targets, export_stages, plan_export
-from services.pipelines.meshes import mesh_job, mesh_stages
+from services.pipelines.export import create_targets, export_stages, prepare_export
+from services.pipelines.meshes import mesh_stages, prepare_meshes
 from services.pipelines.skeletonize import skeleton_stages
 from services.stages.meshes import MeshOptions
 from services.stages.skeletonize import SkeletonOptions
@@ -62,14 +62,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = SkeletonJob(levels[0].url, levels[0].box, VOXEL, offset, options, skeletons, work, work, "k")  # type: ignore[arg-type]
     run_stages(skeleton_stages(job), rng)
     meshes = MeshOptions(chunk_voxels=(64, 64, 64))
-    run_stages(mesh_stages(mesh_job(levels[0].url, str(out / "meshes"), meshes)), rng)
+    run_stages(mesh_stages(prepare_meshes(levels[0].url, str(out / "meshes"), meshes)), rng)
     return out
 
 
 def exported(
     run: Path, destination: str, rng: np.random.Generator, *, image: bool = True, sharded: bool = True
 ) -> None:
-    export = plan_export(str(run), destination, image=image, sharded=sharded, meshes=None)
+    export = prepare_export(str(run), destination, image=image, sharded=sharded, meshes=None)
     create_targets(export)
     create_targets(export)  # as a second call does
     run_stages(export_stages(export), rng)
@@ -152,12 +152,12 @@ def test_bytes_do_not_depend_on_the_order(run: Path, finished: Path, tmp_path: P
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"expected run\.json"):
-        plan_export(str(tmp_path), str(tmp_path / "x"), image=False, sharded=True, meshes=None)
+        prepare_export(str(tmp_path), str(tmp_path / "x"), image=False, sharded=True, meshes=None)
     with pytest.raises(NotFound, match="petavoxel mesh"):
-        plan_export(str(run), str(tmp_path / "x"), image=False, sharded=True, meshes=str(tmp_path))
+        prepare_export(str(run), str(tmp_path / "x"), image=False, sharded=True, meshes=str(tmp_path))
     Folder(str(tmp_path)).write_json("run.json", {"key": "k"})
     with pytest.raises(InvalidInput, match="finished run"):
-        plan_export(str(tmp_path), str(tmp_path / "x"), image=False, sharded=True, meshes=None)
+        prepare_export(str(tmp_path), str(tmp_path / "x"), image=False, sharded=True, meshes=None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")

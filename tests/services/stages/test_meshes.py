@@ -11,7 +11,7 @@ from infra.objects import Folder
 from infra.shards import ShardedObjects, Sharding
 from infra.volumes import VolumeInfo, create_pyramid
 from models.errors import InvalidVolume
-from services.pipelines.meshes import mesh_job, mesh_stages
+from services.pipelines.meshes import mesh_stages, prepare_meshes
 from services.stages.meshes import MeshOptions, plan_details
 from services.stages.meshing import surfaces
 
@@ -46,7 +46,7 @@ def segmentation(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def meshes(segmentation: str, out: Path, rng: np.random.Generator, **options: object) -> dict[str, bytes]:
     settings = MeshOptions(**{"dust_voxels": 9, "chunk_voxels": (16, 16, 16), **options})
-    done = run_stages(mesh_stages(mesh_job(segmentation, str(out), settings)), rng)
+    done = run_stages(mesh_stages(prepare_meshes(segmentation, str(out), settings)), rng)
     assert done[-2:] == ["meshes_pass_1", "meshes"]
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted((out / "precomputed").rglob("*")) if p.is_file()}
 
