@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+def cluster(address: str | None = None, *, cpus: int | None = None, metrics_port: int | None = None) -> Iterator[None]:
     """Connect to the Ray at `address`, or run an embedded one until the block ends.
 
     The embedded Ray has a private temporary folder, so it neither finds nor disturbs another one on the host, and one
     logical CPU more than `cpus` (default: all cores): Ray Data's own tasks need a place while actors hold the rest.
+    `metrics_port`: where the embedded Ray exports metrics for Prometheus; default a free one.
 
     Raises `RuntimeUnavailable` where no cluster answers.
     """
@@ -34,7 +35,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     auto_init_hook.enable_auto_connect = False  # or a late call after the end would start another Ray
     folder = None if address else tempfile.mkdtemp(prefix="pvx-")
     try:
-        _start(address, cpus, folder)
+        _start(address, cpus, folder, metrics_port)
         yield
     finally:
         ray.shutdown()
@@ -42,7 +43,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
+def _start(address: str | None, cpus: int | None, folder: str | None, metrics_port: int | None) -> None:
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     # Ray warns of every actor pool that it could not restart after the driver's death; it could not anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -56,6 +57,7 @@ def _start(address: str | None, cpus: int | None, folder: str | None) -> None:
                 include_dashboard=False,
                 num_cpus=(cpus or os.cpu_count() or 1) + 1,
                 _temp_dir=folder,
+                _metrics_export_port=metrics_port,
                 object_store_memory=256 * 2**20,
                 **common,
             )

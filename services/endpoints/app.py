@@ -1,10 +1,9 @@
-"""From configuration to a Ray Serve application: one deployment per model, and one ingress in front of them."""
+"""From configuration to a Ray Serve application: what holds models, what segments, and one ingress in front of both."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,17 +15,21 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
 
-from models.catalog import Model, ModelCard, find_model
-from models.errors import InvalidConfig
+from services.endpoints import logs
 from services.endpoints.api import create_api
-from services.endpoints.boundary import Boundary, Prediction
+from services.endpoints.backend import Call
+from services.endpoints.catalog import Catalog
 from services.endpoints.config import ServeConfig
 from services.endpoints.gate import Gate
+from services.endpoints.pool import ModelPool, Segmenters
 from services.endpoints.problems import Overloaded, Problem, Unavailable
 from services.endpoints.references import Prefixes
-from services.endpoints.schemas import Reference
+from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.tokens import Tokens
+from services.endpoints.worker import Answer
 
 APP = "petavoxel"
+MODELS, SEGMENTERS = "Models", "Segmenters"
 INGRESS_REQUESTS = 1000
 """Open requests of the ingress; Ray's default of 5 starves what lies behind it, health checks included."""
 STATUS_S = 1.0
@@ -36,45 +39,72 @@ STATUS_S = 1.0
 def build_app(config: ServeConfig) -> serve.Application:
     """The application that `config` describes.
 
-    Raises `NotFound` or `InvalidModel` for models that cannot be served, `InvalidConfig` where two have one name, and
-    `InvalidInput` for impossible prefixes.
+    Raises `NotFound` or `InvalidModel` for models that cannot be served, `InvalidConfig` where two have one name and
+    version or the file of tokens is broken, and `InvalidInput` for impossible prefixes.
     """
     for prefixes in (config.volumes, config.outputs):
         Prefixes(prefixes, "")
-    found = [(name, find_model(name)) for name in config.models]
-    cards: dict[str, ModelCard] = {}
-    handles: dict[str, Any] = {}
-    for name, model in found:
-        card = model.card
-        if card.name in cards:
-            raise InvalidConfig(f"models: two of them are called {card.name!r}")
-        cards[card.name] = card
-        handles[card.name] = _deployment(config, card.name).bind(_path(name, model), card.file.sha256, config)
+    Tokens(config.tokens)
+    catalog = Catalog(config.models, config.model_folder)
+    models = _scaled(
+        ModelPool,
+        MODELS,
+        config,
+        replicas=(config.replicas, config.max_replicas),
+        max_ongoing_requests=config.ongoing,
+        max_queued_requests=config.max_queued_requests,
+        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.gpus},
+    )
+    segmenters = _scaled(
+        Segmenters,
+        SEGMENTERS,
+        config,
+        replicas=(config.segment_replicas, config.max_segment_replicas),
+        max_ongoing_requests=config.open_requests,  # most of them wait for their affinities
+        max_queued_requests=config.max_queued_requests,
+        ray_actor_options={"num_cpus": 1},
+    )
     ingress = _as_deployment(
         serve.ingress()(Ingress),
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=INGRESS_REQUESTS,
         max_queued_requests=INGRESS_REQUESTS,
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
     )
-    application: serve.Application = ingress.bind(config, cards, handles)
+    application: serve.Application = ingress.bind(config, models.bind(catalog.entries, config), segmenters.bind(config))
     return application
 
 
-def _deployment(config: ServeConfig, model: str) -> serve.Deployment:
+def _scaled(
+    kind: type, name: str, config: ServeConfig, *, replicas: tuple[int, int | None], **options: Any
+) -> serve.Deployment:
+    """A deployment with a fixed number of replicas, or one between two bounds.
+
+    While it is replaced by another version, the new replicas start before the old ones end.
+    """
+    fewest, most = replicas
+    if most is None:
+        options["num_replicas"] = fewest
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": fewest,
+            "max_replicas": most,
+            "target_ongoing_requests": config.target_ongoing,
+            "upscale_delay_s": config.upscale_delay_s,
+            "downscale_delay_s": config.downscale_delay_s,
+        }
     return _as_deployment(
-        Boundary,
-        name=_deployment_name(model),
-        num_replicas=config.replicas,
-        max_ongoing_requests=config.ongoing,
-        max_queued_requests=config.max_queued_requests,
+        kind,
+        name=name,
         max_constructor_retry_count=2,
+        max_surge_percent=100,
         health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
-        ray_actor_options={"num_cpus": config.replica_cpus},
+        **options,
     )
 
 
@@ -84,30 +114,22 @@ def _as_deployment(kind: type, **options: Any) -> serve.Deployment:
     return deployment
 
 
-def _deployment_name(model: str) -> str:
-    return f"boundary:{model}"
-
-
-def _path(name: str, model: Model) -> str:
-    """What a replica finds the model by: zoo names as they are, paths independent of the working directory."""
-    return name if name == model.card.name else str(model.folder.resolve())
-
-
 class Ingress:
     """The deployment that speaks HTTP; bodies are read and written here, so replicas only compute.
 
     There is one of it: it counts the open requests that a stopping server waits for.
     """
 
-    def __init__(
-        self, config: ServeConfig, cards: dict[str, ModelCard], handles: dict[str, DeploymentHandle[Any]]
-    ) -> None:
-        self._config, self._cards = config, cards
+    def __init__(self, config: ServeConfig, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any]) -> None:
+        logs.configure(config.log_format)
+        self._config = config
+        self._catalog = Catalog(config.models, config.model_folder, config.rescan_s)
         self._gate = Gate(config.open_requests)
-        self._backend = Replicas(handles)
+        self._backend = Replicas(models, segmenters)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._config, self._cards, self._backend, self._gate)
+        tokens = Tokens(self._config.tokens)
+        return create_api(self._config, self._catalog, self._backend, self._gate, tokens, proxied=True)
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for the open ones; returns how many are left after `timeout_s`."""
@@ -115,25 +137,38 @@ class Ingress:
 
 
 class Replicas:
-    """The models' deployments, by model name; see `services.endpoints.backend.Backend`."""
+    """The deployments that compute; see `services.endpoints.backend.Backend`."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
-        self._handles = handles
+    def __init__(self, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any]) -> None:
+        self._models, self._segmenters = models, segmenters
         self._status: ServeStatus | None = None
         self._asked = -STATUS_S
         self._lock = asyncio.Lock()
 
-    async def predict(self, model: str, image: NDArray[Any]) -> Prediction | Problem:
-        """Affinities of an image, which goes through the object store."""
-        reference = await asyncio.to_thread(ray.put, image)
-        return await _answer(self._handles[model].predict.remote(reference))
+    async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
+        """Affinities of an image, which goes through the object store, or of a box, which the replica reads."""
+        answer: Answer | Problem = await _answer(await self._predicted(call, image))
+        return answer
 
-    async def predict_reference(self, model: str, reference: Reference) -> Prediction | Problem:
-        """Affinities of a box of a volume, which the replica reads."""
-        return await _answer(self._handles[model].predict_reference.remote(reference))
+    async def segment(
+        self, call: Call, image: NDArray[Any] | Reference, settings: SegmentSettings, output: str | None
+    ) -> Answer | Problem:
+        """Labels of an image or box; the affinities go from replica to replica, not through this process."""
+        if output is not None:
+            problem: Problem | None = await _answer(self._segmenters.check_output.remote(call, output))
+            if problem is not None:
+                return problem
+        found = await self._predicted(call, image)
+        answer: Answer | Problem = await _answer(self._segmenters.segment.remote(call, found, settings, output), found)
+        return answer
+
+    async def check(self, call: Call) -> Problem | None:
+        """What is wrong with a model, or None."""
+        problem: Problem | None = await _answer(self._pool(call).check.remote(call))
+        return problem
 
     async def replicas(self) -> dict[str, int]:
-        """Replicas per model that run, as Serve's controller sees them: their constructor has returned."""
+        """Replicas that run, as Serve's controller sees them: their constructor has returned."""
         async with self._lock:
             if time.monotonic() - self._asked > STATUS_S:
                 self._status = await asyncio.to_thread(serve.status)
@@ -141,21 +176,29 @@ class Replicas:
         application = self._status.applications.get(APP) if self._status else None
         deployments = application.deployments if application else {}
         counts = {}
-        for model in self._handles:
-            deployment = deployments.get(_deployment_name(model))
-            states = deployment.replica_states if deployment else {}
-            counts[model] = sum(number for state, number in states.items() if state == "RUNNING")
+        for name in (MODELS, SEGMENTERS):
+            states = deployments[name].replica_states if name in deployments else {}
+            counts[name.lower()] = sum(number for state, number in states.items() if state == "RUNNING")
         return counts
 
+    def _pool(self, call: Call) -> DeploymentHandle[Any]:
+        """The handle that prefers replicas which hold the model."""
+        return self._models.options(multiplexed_model_id=f"{call.entry.key}:{call.entry.card.file.sha256[:16]}")
 
-async def _answer(response: Any) -> Prediction | Problem:
+    async def _predicted(self, call: Call, image: NDArray[Any] | Reference) -> Any:
+        given = image if isinstance(image, Reference) else await asyncio.to_thread(ray.put, image)
+        return self._pool(call).predict.remote(call, given)
+
+
+async def _answer(response: Any, *before: Any) -> Any:
+    """What a replica answers; `before` are responses that it depends on."""
     try:
-        answer: Prediction | Problem = await response
-    except asyncio.CancelledError:  # the deadline, or the client went away: the replica need not go on
-        response.cancel()
+        return await response
+    except asyncio.CancelledError:  # the deadline, or the client went away: the replicas need not go on
+        for each in (response, *before):
+            each.cancel()
         raise
     except BackPressureError as error:
-        raise Overloaded("too many requests wait for this model") from error
+        raise Overloaded("too many requests wait already") from error
     except (DeploymentUnavailableError, RayActorError) as error:
-        raise Unavailable("the model's replica is not there; it is started again") from error
-    return answer
+        raise Unavailable("the replica is not there; it is started again") from error

@@ -1,38 +1,43 @@
-"""What the routes need of whatever computes: the replicas of the served models."""
+"""What the routes need of whatever computes: replicas that hold models, and replicas that segment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from models.catalog import ModelCard
-from models.errors import NotFound
-from services.endpoints.boundary import Prediction
+from services.endpoints.catalog import Entry
 from services.endpoints.problems import Problem
-from services.endpoints.schemas import Reference
+from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.worker import Answer
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a replica has to know of a request besides its image."""
+
+    entry: Entry
+    request_id: str = ""
 
 
 class Backend(Protocol):
-    """What computes: the models' replicas."""
+    """What computes. Methods raise `Overloaded` where too many requests wait, `Unavailable` where a replica is lost."""
 
-    async def predict(self, model: str, image: NDArray[Any]) -> Prediction | Problem:
-        """Affinities of an image; raises `Overloaded` where too many requests wait."""
+    async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
+        """Affinities of an image, or of a box of a volume."""
         ...
 
-    async def predict_reference(self, model: str, reference: Reference) -> Prediction | Problem:
-        """Affinities of a box of a volume; raises `Overloaded` where too many requests wait."""
+    async def segment(
+        self, call: Call, image: NDArray[Any] | Reference, settings: SegmentSettings, output: str | None
+    ) -> Answer | Problem:
+        """Labels of an image, or of a box of a volume, written to `output` if that is given."""
+        ...
+
+    async def check(self, call: Call) -> Problem | None:
+        """Load a model where it is not loaded yet; what is wrong with it, or None."""
         ...
 
     async def replicas(self) -> dict[str, int]:
-        """Replicas per model that have loaded it and run it once."""
+        """Replicas that run, by deployment."""
         ...
-
-
-def find_card(cards: Mapping[str, ModelCard], name: str) -> ModelCard:
-    """The card of a served model; raises `NotFound`, which lists their names."""
-    card = cards.get(name)
-    if card is None:
-        raise NotFound(f"model {name[:100]!r}: this server has {', '.join(cards)}")
-    return card

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Triple, triple
@@ -27,6 +29,8 @@ JSON = "application/json"
 MAX_HEADER_BYTES = 1024
 """An .npy header of three axes has about 100 bytes; parsing time and depth grow with longer ones."""
 MAX_JSON_BYTES = 64 * 1024
+PIECE_BYTES = 4 * 2**20
+"""Replies beyond this are sent in pieces of it."""
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
 
 Check = Callable[[np.dtype[Any]], None]
@@ -105,14 +109,33 @@ def check_encoding(encoding: str | None) -> None:
         raise UnsupportedMediaType(f"Content-Encoding: expected none, got {encoding[:100]!r}")
 
 
-async def read_json(pieces: AsyncIterator[bytes]) -> bytes:
-    """A small body as a whole; raises `PayloadTooLarge` beyond `MAX_JSON_BYTES`."""
+async def read_json(pieces: AsyncIterator[bytes], max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """A small body as a whole; raises `PayloadTooLarge` beyond `max_bytes`."""
     body = bytearray()
     async for piece in pieces:
         body += piece
-        if len(body) > MAX_JSON_BYTES:
-            raise PayloadTooLarge(f"{JSON}: expected at most {MAX_JSON_BYTES} bytes")
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(f"{JSON}: expected at most {max_bytes} bytes")
     return bytes(body)
+
+
+async def read_head(pieces: AsyncIterator[bytes], length: int) -> tuple[bytes, AsyncIterator[bytes]]:
+    """The first `length` bytes of a body, and the pieces of the rest; raises `MalformedBody` where it is shorter."""
+    head = bytearray()
+    while len(head) < length:
+        try:
+            head += await anext(pieces)
+        except StopAsyncIteration:
+            raise MalformedBody(f"body: expected a header of {length} bytes, got {len(head)} in all") from None
+    rest = bytes(head[length:])
+
+    async def remaining() -> AsyncIterator[bytes]:
+        if rest:
+            yield rest
+        async for piece in pieces:
+            yield piece
+
+    return bytes(head[:length]), remaining()
 
 
 async def read_image(
@@ -186,13 +209,40 @@ def choose_reply(accept: str | None) -> str:
     return best
 
 
-def encode(array: NDArray[Any], media_type: str) -> bytes:
-    """The bytes of an array, C-ordered, as `NPY` or `RAW`."""
+def encode(array: NDArray[Any], media_type: str, before: bytes = b"") -> list[bytes | memoryview]:
+    """The bytes of an array, C-ordered, as `NPY` or `RAW`, in pieces of which the voxels' are not copied."""
     array = np.ascontiguousarray(array)
     header = io.BytesIO()
     if media_type == NPY:
         npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return b"".join([header.getvalue(), array.data.cast("B")])
+    return [before + header.getvalue(), array.data.cast("B")] if array.size else [before + header.getvalue()]
+
+
+class ArrayResponse(Response):
+    """An array as a reply. Large ones are sent piece by piece, so they need not be in memory a second time."""
+
+    def __init__(
+        self, array: NDArray[Any], media_type: str, headers: dict[str, str], before: bytes = b"", status: int = 200
+    ) -> None:
+        self._pieces = encode(array, media_type, before)
+        super().__init__(status_code=status, media_type=media_type)
+        for name, value in headers.items():
+            self.headers[name] = value
+        self.headers["Content-Length"] = str(sum(len(piece) for piece in self._pieces))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the reply."""
+        del scope, receive
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        total = sum(len(piece) for piece in self._pieces)
+        if total <= PIECE_BYTES:
+            await send({"type": "http.response.body", "body": b"".join(self._pieces)})
+            return
+        for piece in self._pieces:
+            for start in range(0, len(piece), PIECE_BYTES):
+                body = bytes(piece[start : start + PIECE_BYTES])
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _quality(parameters: list[str]) -> float:

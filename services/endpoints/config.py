@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import InvalidConfig
 
@@ -12,36 +12,68 @@ MIB = 2**20
 
 
 class ServeConfig(BaseModel):
-    """Models, limits and permissions of an endpoint; unknown keys are refused.
+    """Models, limits and permissions of the endpoints; unknown keys are refused.
 
     - `models`: zoo names, folders or cards; a request that names none gets the first.
-    - `volumes`, `outputs`: URL prefixes below which requests may read images and write affinities; none by default.
-    - `max_bytes`: largest image of one request, in bytes.
-    - `replicas`: processes per model, each with `threads` CPU threads (None: all that it may use).
+    - `model_folder`: a folder whose subfolders are models too. It is looked through every `rescan_s`, so a model or
+      version that is put there is served without a restart; broken ones are logged and left out.
+    - `models_per_replica`: models that one replica keeps loaded; the least recently used one makes place.
+    - `volumes`, `outputs`: URL prefixes below which requests may read images and write results; none by default.
+    - `tokens`: file of bearer tokens (see `services.endpoints.tokens`); None lets everyone in.
+    - `max_bytes`: largest image of one request, in bytes. `max_segment_voxels`: largest box to segment.
+    - `replicas`: processes that hold models, each with `threads` CPU threads (None: all that it may use) and `gpus`;
+      `max_replicas` lets Serve add more under load. `segment_replicas`, `max_segment_replicas`: the same for what makes
+      labels from affinities, on CPUs only.
+    - `target_ongoing`: open requests per replica that autoscaling aims at; `upscale_delay_s`, `downscale_delay_s`: for
+      how long load must last until replicas are added or removed.
     - `ongoing`: requests of one replica at a time, so that one reads while another computes.
-    - `max_queued_requests`: requests per model that wait; further ones are refused with 429.
+    - `max_batch`: patches of different requests that the engine runs together, at most.
+    - `max_queued_requests`: requests that wait for replicas; further ones are refused with 429.
     - `request_timeout_s`: from a request's first byte to its reply; then 504.
-    - `startup_timeout_s`: until every model has run once. `drain_timeout_s`: until a stopping server gives up on open
+    - `startup_timeout_s`: until the models have run once. `drain_timeout_s`: until a stopping server gives up on open
       requests.
+    - `log_format`: "text", or "json" for one object per line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: Annotated[tuple[str, ...], Field(min_length=1)] = ("fib25-affinity",)
+    model_folder: str | None = None
+    rescan_s: Annotated[float, Field(gt=0)] = 10.0
+    models_per_replica: Annotated[int, Field(ge=1)] = 4
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     volumes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    tokens: str | None = None
     max_bytes: Annotated[int, Field(ge=1, le=1024 * MIB)] = 32 * MIB
+    max_segment_voxels: Annotated[int, Field(ge=1, le=1024 * MIB)] = 16 * MIB
     replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int | None, Field(ge=1)] = None
+    segment_replicas: Annotated[int, Field(ge=1)] = 1
+    max_segment_replicas: Annotated[int | None, Field(ge=1)] = None
+    target_ongoing: Annotated[float, Field(gt=0)] = 2.0
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
     threads: Annotated[int | None, Field(ge=1)] = None
+    gpus: Annotated[float, Field(ge=0)] = 0.0
     runtime: Literal["auto", "openvino", "tensorrt", "torch"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     ongoing: Annotated[int, Field(ge=1)] = 2
+    max_batch: Annotated[int, Field(ge=1, le=256)] = 1
     max_queued_requests: Annotated[int, Field(ge=1)] = 32
     request_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     startup_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    log_format: Literal["text", "json"] = "text"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ServeConfig:
+        for name in ("replicas", "segment_replicas"):
+            most = getattr(self, f"max_{name}")
+            if most is not None and most < getattr(self, name):
+                raise ValueError(f"max_{name} must not be below {name}, got {most} and {getattr(self, name)}")
+        return self
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> ServeConfig:
@@ -58,6 +90,13 @@ class ServeConfig(BaseModel):
         return self.threads or 1
 
     @property
+    def all_cpus(self) -> int:
+        """Logical CPUs that all replicas need at most."""
+        return (self.max_replicas or self.replicas) * self.replica_cpus + (
+            self.max_segment_replicas or self.segment_replicas
+        )
+
+    @property
     def open_requests(self) -> int:
         """Requests that the ingress takes in at a time: what replicas hold and what waits, twice, to read bodies."""
-        return 2 * len(self.models) * (self.max_queued_requests + self.ongoing * self.replicas)
+        return 2 * (self.max_queued_requests + self.ongoing * (self.max_replicas or self.replicas))

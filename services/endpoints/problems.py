@@ -27,6 +27,18 @@ class MalformedBody(InvalidInput):
     status = 400
 
 
+class Unauthorized(PetavoxelError, PermissionError):
+    """The request needs a bearer token that this server knows."""
+
+    status = 401
+
+
+class Forbidden(PetavoxelError, PermissionError):
+    """The token does not allow this."""
+
+    status = 403
+
+
 class NotAcceptable(InvalidInput):
     """None of the media types that the client accepts can be produced."""
 
@@ -53,6 +65,12 @@ class Overloaded(PetavoxelError, RuntimeError):
 
 class Unavailable(PetavoxelError, RuntimeError):
     """The server or its model is starting, stopping or being replaced; try again later."""
+
+    status = 503
+
+
+class ModelUnavailable(PetavoxelError, RuntimeError):
+    """The model cannot be loaded on the server; other models are served on."""
 
     status = 503
 
@@ -103,11 +121,16 @@ class Problem:
             "instance": self.instance,
         }
 
-    def response(self) -> JSONResponse:
-        """The HTTP reply."""
+    def response(self, path: str = "") -> JSONResponse:
+        """The HTTP reply to a request of `path`; below /v2 with the member `error` that its clients read."""
         wait = RETRY_AFTER_S.get(self.status)
         headers = {"Retry-After": str(wait)} if wait else {}
-        return JSONResponse(self.document(), self.status, headers, MEDIA_TYPE)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        document = self.document()
+        if path.startswith("/v2"):
+            document["error"] = self.detail
+        return JSONResponse(document, self.status, headers, MEDIA_TYPE)
 
 
 def descriptions() -> dict[str, dict[str, Any]]:

@@ -27,11 +27,12 @@ LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @contextmanager
-def serving(config: ServeConfig, address: str | None = None) -> Iterator[str]:
+def serving(config: ServeConfig, address: str | None = None, *, metrics_port: int | None = None) -> Iterator[str]:
     """Serve `config` on the Ray at `address` (default: an embedded one) until the block ends; yields the URL.
 
-    The block begins when every model has run once and the server answers. At its end new requests are refused, open
-    ones are finished within `config.drain_timeout_s`, and the application is deleted.
+    The block begins when the models have run once and the server answers. At its end new requests are refused, open
+    ones are finished within `config.drain_timeout_s`, and the application is deleted. An embedded Ray exports its
+    metrics for Prometheus on `metrics_port`.
 
     Raises `InvalidConfig` for a port in use, `RuntimeUnavailable` where the application does not start in time, and
     what `services.endpoints.app.build_app` raises.
@@ -39,8 +40,10 @@ def serving(config: ServeConfig, address: str | None = None) -> Iterator[str]:
     application = build_app(config)
     if address is None:
         config = config.model_copy(update={"port": _port(config.host, config.port)})
-    cpus = max(os.cpu_count() or 1, len(config.models) * config.replicas * config.replica_cpus)
-    with cluster(address, cpus=cpus):
+    if config.tokens is None and LOCAL.get(config.host, config.host) != config.host:
+        logger.warning("%s: everyone who reaches this address may use it; --tokens names a file of tokens", config.host)
+    cpus = max(os.cpu_count() or 1, config.all_cpus)
+    with cluster(address, cpus=cpus, metrics_port=metrics_port):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             url = _start(config, application, everywhere=address is not None)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.catalog import ModelCard
 from models.geometry import Triple, VoxelSize
+from services.run import AgglomerationOptions, WatershedOptions
+
+_WATERSHED, _AGGLOMERATION = WatershedOptions(), AgglomerationOptions()
 
 VoxelSizeNm = tuple[
     Annotated[float, Field(gt=0, allow_inf_nan=False)],
@@ -28,23 +31,60 @@ class Reference(BaseModel):
     volume: Annotated[str, Field(min_length=1, description="URL of an image (z, y, x) below an allowed prefix.")]
     box: Annotated[str, Field(max_length=200, description="z0:z1,y0:y1,x0:x1 in voxels, half-open.")]
     model: Annotated[str | None, Field(description="Name of a model; default the server's first.")] = None
+    version: Annotated[str | None, Field(description="Version of the model; default the highest.")] = None
     level: Annotated[int, Field(ge=0, le=63, description="Level of a pyramid, 0 the finest.")] = 0
     voxel_size_nm: Annotated[VoxelSizeNm | None, Field(description="z, y, x; if the volume has none.")] = None
     any_voxel_size: Annotated[bool, Field(description="Accept voxels unlike the training's.")] = False
     output: Annotated[
-        str | None, Field(description="URL below an allowed prefix, where a volume is made from the affinities.")
+        str | None, Field(description="URL below an allowed prefix, where a volume is made from the result.")
     ] = None
 
 
+class SegmentSettings(BaseModel):
+    """How affinities become segments: the options of `petavoxel segment`, with its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: Annotated[float, Field(ge=0, le=1, description="Affinity up to which voxels stay apart.")] = _WATERSHED.low
+    high: Annotated[float, Field(ge=0, le=1.004, description="Affinity from which voxels always join.")] = (
+        _WATERSHED.high
+    )
+    basin_voxels: Annotated[int, Field(ge=0, le=2**53, description="Basins below this size join a neighbour.")] = (
+        _AGGLOMERATION.basin_voxels
+    )
+    basin_affinity: Annotated[float, Field(ge=0, le=1, description="Affinity that such a neighbour needs.")] = (
+        _AGGLOMERATION.basin_affinity
+    )
+    threshold: Annotated[float, Field(ge=0, le=1, description="Mean affinity down to which segments merge.")] = (
+        _AGGLOMERATION.threshold
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SegmentSettings:
+        if max(1, round(255 * self.low)) > round(255 * self.high):
+            raise ValueError(f"low must not exceed high, and high not be 0, got {self.low} and {self.high}")
+        return self
+
+
+class SegmentReference(Reference, SegmentSettings):
+    """A box of a stored volume to segment, as the body of `POST /v1/segment`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"volume": "gs://bucket/em.zarr", "box": "0:64,0:64,0:64", "threshold": 0.3}]},
+    )
+
+
 class Written(BaseModel):
-    """The reply when the affinities were written to a volume."""
+    """The reply when the result was written to a volume; labels have no offsets."""
 
     output: str
     box: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     dtype: str
-    offsets: tuple[Triple, ...]
-    anchor: str
+    offsets: tuple[Triple, ...] | None
+    anchor: str | None
     voxel_size_nm: VoxelSize | None
     model: str
     version: str
@@ -108,7 +148,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Replicas per model that have loaded it and run it once."""
+    """Replicas that run, by deployment; those of `models` have run their first models once."""
 
     status: str
     replicas: dict[str, int]

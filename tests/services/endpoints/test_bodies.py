@@ -43,8 +43,8 @@ def test_npy_round_trip_in_any_pieces(dtype: str, order: Any) -> None:
 def test_encoded_npy_is_what_numpy_reads() -> None:
     affinities = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 6), dtype=np.uint8)
     view = affinities[:, ::2]
-    np.testing.assert_array_equal(np.load(io.BytesIO(bodies.encode(view, NPY)), allow_pickle=False), view)
-    assert bodies.encode(view, RAW) == view.tobytes()
+    np.testing.assert_array_equal(np.load(io.BytesIO(b"".join(bodies.encode(view, NPY))), allow_pickle=False), view)
+    assert b"".join(bodies.encode(view, RAW, b"head")) == b"head" + view.tobytes()
 
 
 def test_claims_are_checked_before_memory_is_set_aside() -> None:

@@ -73,7 +73,7 @@ def _crowds_are_refused(url: str) -> None:
 
 def _replica(server: Any) -> psutil.Process:
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return next(child for child in children if "ServeReplica:petavoxel:boundary" in " ".join(child.cmdline()))
+    return next(child for child in children if "ServeReplica:petavoxel:Models" in " ".join(child.cmdline()))
 
 
 def _a_killed_replica_is_replaced(server: Any) -> None:

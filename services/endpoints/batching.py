@@ -1,0 +1,79 @@
+"""Runs patches of different requests together where the engine gains from it.
+
+Nothing waits for company: while the engine runs one batch, requests that come meanwhile make up the next. A batch is
+always filled up to the same size, so the values of a patch do not depend on what else was in it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.runtimes.session import Session
+
+Patches = NDArray[np.float32]
+Place = tuple[Patches, "Future[Patches]"]
+
+
+class BatchedSession:
+    """A `Session` that joins single patches of several threads into batches of `max_batch`, by patch shape.
+
+    `observe` is called with the number of patches of each batch, padding not counted. With a `max_batch` of 1, and for
+    calls that bring several patches themselves, it runs what it is given.
+    """
+
+    def __init__(self, session: Session, max_batch: int, observe: Callable[[int], None]) -> None:
+        self._session, self._max, self._observe = session, max_batch, observe
+        self._running, self._queues_lock = threading.Lock(), threading.Lock()
+        self._queues: dict[tuple[int, ...], deque[Place]] = defaultdict(deque)
+
+    @property
+    def device(self) -> str:
+        """Where it runs, as the engine names it."""
+        return self._session.device
+
+    @property
+    def precision(self) -> str:
+        """The precision that convolutions are computed in."""
+        return self._session.precision
+
+    @property
+    def engine(self) -> str:
+        """Name and version of the engine."""
+        return self._session.engine
+
+    def run(self, patches: Patches) -> Patches:
+        """Run the network; see `infra.runtimes.session.Session.run`."""
+        if self._max == 1 or len(patches) > 1:
+            self._observe(len(patches))
+            return self._session.run(patches)
+        place: Place = (patches, Future())
+        with self._queues_lock:
+            self._queues[patches.shape].append(place)
+        while not place[1].done():
+            with self._running:  # whoever holds it runs a batch for all that wait
+                if not place[1].done():
+                    self._run_batch(patches.shape)
+        return place[1].result()
+
+    def _run_batch(self, shape: tuple[int, ...]) -> None:
+        with self._queues_lock:
+            queue = self._queues[shape]
+            places = [queue.popleft() for _ in range(min(self._max, len(queue)))]
+            if not queue:
+                del self._queues[shape]
+        self._observe(len(places))
+        padding = [places[0][0]] * (self._max - len(places))
+        try:
+            found = self._session.run(np.concatenate([*(patches for patches, _ in places), *padding]))
+        except BaseException as error:
+            for _, future in places:
+                future.set_exception(error)
+            return
+        for row, (_, future) in enumerate(places):
+            future.set_result(found[row : row + 1])

@@ -1,0 +1,177 @@
+"""The deployments that compute: `ModelPool` holds networks and predicts, `Segmenters` make labels of affinities.
+
+Every replica of the pool serves every model. Which ones it holds is an LRU that Serve's multiplexing knows of, so a
+request goes to a replica that has its model loaded. A model is opened before it takes another one's place: one that
+cannot be opened costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from numpy.typing import NDArray
+from ray import serve
+
+from models.errors import PetavoxelError
+from services.endpoints import logs, metrics
+from services.endpoints.backend import Call
+from services.endpoints.catalog import Entry
+from services.endpoints.config import ServeConfig
+from services.endpoints.problems import InternalError, ModelUnavailable, Problem
+from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.worker import Answer, Loaded, Worker, given_up
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 10.0
+"""A model that could not be opened is not tried again before."""
+
+Result = TypeVar("Result")
+
+
+class ModelPool:
+    """A deployment that holds networks; it has run its first models once when its constructor returns.
+
+    `preload` are the models that it begins with. Raises the error of the first where none of them can be opened.
+    """
+
+    def __init__(self, preload: tuple[Entry, ...], config: ServeConfig) -> None:
+        logs.configure(config.log_format)
+        self._worker = Worker(config)
+        self._alive: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
+        self._kept: dict[str, Loaded] = {}  # opened, and not handed to the LRU yet
+        self._opening: dict[str, asyncio.Task[Loaded]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}
+
+        async def held(key: str) -> Loaded:
+            return self._kept[key]
+
+        self._recent = serve.multiplexed(max_num_models_per_replica=config.models_per_replica)(held)
+        errors: list[PetavoxelError] = []
+        for entry in preload[: config.models_per_replica]:
+            try:
+                self._kept[_key(entry)] = self._open(entry)
+            except PetavoxelError as error:
+                errors.append(error)
+        if errors and not self._kept:
+            raise errors[0]
+        self._alive.update(self._kept)
+
+    async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
+        """Affinities of a whole image, or of a box of a volume."""
+
+        async def work() -> Answer:
+            model = await self._loaded(call.entry)
+            if isinstance(image, Reference):
+                return await in_thread(lambda: self._worker.predict_reference(model, image))
+            return await in_thread(lambda: self._worker.predict(model, image))
+
+        return await answered(call, work)
+
+    async def check(self, call: Call) -> Problem | None:
+        """Open a model where it is not open yet; what is wrong with it, or None."""
+
+        async def work() -> None:
+            await self._loaded(call.entry)
+
+        return await answered(call, work)
+
+    async def _loaded(self, entry: Entry) -> Loaded:
+        key = _key(entry)
+        moment, reason = self._failed.get(key, (0.0, ""))
+        if reason and time.monotonic() - moment < RETRY_S:
+            raise ModelUnavailable(reason)
+        model = self._alive.get(key)
+        if model is None:
+            task = self._opening.get(key)
+            if task is None:
+                task = self._opening[key] = asyncio.create_task(asyncio.to_thread(self._open, entry))
+                task.add_done_callback(lambda _: self._opening.pop(key, None))
+            model = await asyncio.shield(task)
+            self._alive[key] = model
+        self._kept[key] = model
+        try:
+            found: Loaded = await self._recent(key)
+            return found
+        finally:
+            self._kept.pop(key, None)
+
+    def _open(self, entry: Entry) -> Loaded:
+        key = _key(entry)
+        try:
+            model = self._worker.load(entry)
+        except Exception as error:
+            text = f"model {entry.key}: cannot be loaded: {error}"
+            logger.error("%s", text, exc_info=not isinstance(error, PetavoxelError))
+            self._failed[key] = (time.monotonic(), text)
+            metrics.model_loads().inc(1, {"model": entry.key, "outcome": "failed"})
+            raise ModelUnavailable(text) from error
+        self._failed.pop(key, None)
+        metrics.model_loads().inc(1, {"model": entry.key, "outcome": "loaded"})
+        return model
+
+
+class Segmenters:
+    """A deployment that makes labels of affinities, with the kernels compiled when its constructor returns."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        logs.configure(config.log_format)
+        self._worker = Worker(config)
+        self._worker.warm_up()
+        self._core = asyncio.Semaphore(1)  # others wait for their affinities meanwhile
+
+    async def segment(
+        self, call: Call, found: Answer | Problem, settings: SegmentSettings, output: str | None
+    ) -> Answer | Problem:
+        """Labels of what `ModelPool.predict` found; its problem, if it has one."""
+        if isinstance(found, Problem):
+            return found
+
+        async def work() -> Answer:
+            async with self._core:
+                return await in_thread(lambda: self._worker.segment(call.entry.card, found, settings, output))
+
+        return await answered(call, work)
+
+    async def check_output(self, call: Call, output: str) -> Problem | None:
+        """What is wrong with a place to write to, before anything is computed."""
+
+        async def work() -> None:
+            await in_thread(lambda: self._worker.check_output(output))
+
+        return await answered(call, work)
+
+
+async def answered(call: Call, work: Callable[[], Awaitable[Result]]) -> Result | Problem:
+    """The result of `work`; what it raises becomes a `Problem`, so that no traceback leaves the replica."""
+    logs.request_id.set(call.request_id)
+    try:
+        return await work()
+    except PetavoxelError as error:
+        return Problem.of(error)
+    except Exception:
+        problem = Problem.of(InternalError("the model or the store failed unexpectedly; see the server's log"))
+        logger.exception("request failed: %s", problem.instance)
+        return problem
+
+
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread; cancellation stops it at its next patch."""
+    stop = threading.Event()
+    given_up.set(stop)
+    try:
+        return await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+def _key(entry: Entry) -> str:
+    """With the digest: a model that was exchanged under its name is another one."""
+    return f"{entry.key}:{entry.card.file.sha256[:16]}"
