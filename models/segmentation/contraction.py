@@ -61,19 +61,15 @@ def link_edges(links: Links, nodes: Links) -> None:
 
 
 @kernel
-def key_of(sums: Rows, links: Links, edge: Number, limits: Limits) -> tuple[Number, Number]:
+def key_of(sums: Rows, edge: Number) -> tuple[Number, Number]:
     """Key of an edge: larger is better."""
-    if limits.by_mean:
-        return ratio_key(sums[edge, TOTAL], sums[edge, FACES])
-    return np.int64(links[edge, LARGEST]), 0
+    return ratio_key(sums[edge, TOTAL], sums[edge, FACES])
 
 
 @kernel
-def order_to_limit(sums: Rows, links: Links, edge: Number, limits: Limits) -> Number:
+def order_to_limit(sums: Rows, edge: Number, limits: Limits) -> Number:
     """Negative where the edge is too weak to be merged."""
-    if limits.by_mean:
-        return ratio_order(sums[edge, TOTAL], sums[edge, FACES], limits.numerator, limits.denominator)
-    return links[edge, LARGEST] - limits.numerator
+    return ratio_order(sums[edge, TOTAL], sums[edge, FACES], limits.numerator, limits.denominator)
 
 
 @kernel
@@ -143,16 +139,14 @@ def _mark(links: Links, nodes: Links, marks: Links, node: Number, clear: Number)
 
 
 @kernel
-def _higher(sums: Rows, links: Links, edge: Number, other: Number, limits: Limits) -> Number:
-    if limits.by_mean:
-        return ratio_order(sums[edge, TOTAL], sums[edge, FACES], sums[other, TOTAL], sums[other, FACES]) > 0
-    return links[edge, LARGEST] > links[other, LARGEST]
+def _higher(sums: Rows, edge: Number, other: Number) -> Number:
+    return ratio_order(sums[edge, TOTAL], sums[edge, FACES], sums[other, TOTAL], sums[other, FACES]) > 0
 
 
 @kernel
-def _combined(sums: Rows, links: Links, edge: Number, parallel: Number, limits: Limits) -> Number:
+def _combined(sums: Rows, links: Links, edge: Number, parallel: Number) -> Number:
     """Make two edges one: sums and counts add, the largest affinity stays. Returns the number it has."""
-    stays, ends = (edge, parallel) if _higher(sums, links, edge, parallel, limits) else (parallel, edge)
+    stays, ends = (edge, parallel) if _higher(sums, edge, parallel) else (parallel, edge)
     sums[stays, TOTAL] += sums[ends, TOTAL]
     sums[stays, FACES] += sums[ends, FACES]
     links[stays, LARGEST] = max(links[stays, LARGEST], links[ends, LARGEST])
@@ -164,8 +158,8 @@ def _combined(sums: Rows, links: Links, edge: Number, parallel: Number, limits: 
 def queue_half(sums: Rows, links: Links, keys: Rows, nodes: Links, node: Number, half: Number, limits: Limits) -> None:
     """Put a half-edge into its hub's queue, unless it is too weak."""
     edge = half >> 1
-    if order_to_limit(sums, links, edge, limits) >= 0:
-        key, fine = key_of(sums, links, edge, limits)
+    if order_to_limit(sums, edge, limits) >= 0:
+        key, fine = key_of(sums, edge)
         rank = nodes[links[edge, FIRST] ^ links[edge, SECOND] ^ node, RANK]
         nodes[node, TOP] = put_in(links, keys, nodes[node, TOP], half, key, fine, rank)
 
@@ -230,7 +224,7 @@ def move_edges(
             half = following
             continue
         parallel = _parallel(links, nodes, table, keep, other) if hub else marks[other]
-        stays = edge if parallel == NONE else _combined(sums, links, edge, parallel, limits)
+        stays = edge if parallel == NONE else _combined(sums, links, edge, parallel)
         if hub and nodes[other, HUB]:
             table, filled = _enter(table, filled, keep, other, stays)
         if stays == edge:

@@ -33,13 +33,10 @@ _LINE = 64
 
 
 class Limits(NamedTuple):
-    """What may be merged: a mean of at least numerator / denominator, or a largest affinity of at least `numerator`,
-    while the smaller of the two segments has fewer than `size` voxels. Nodes with more than `hub_edges` are hubs."""
+    """What may be merged: a mean of at least numerator / denominator. Nodes with more than `hub_edges` are hubs."""
 
-    by_mean: bool
     numerator: int
     denominator: int
-    size: int
     hub_edges: int
 
 

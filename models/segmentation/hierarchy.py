@@ -1,4 +1,4 @@
-"""Watershed seams and both linkages over an octree of chunks: what a node does with what its children leave to it.
+"""Watershed seams and agglomeration over an octree of chunks: what a node does with what its children leave to it.
 
 On the way up, a node joins what is certain and hands the rest on; on the way down, it tells its children what became of
 what they had handed on. No node sees more than what is open in its children, so the root sees what lies along the
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.geometry import Chunk
 from models.segmentation.faces import FaceEdges
 from models.segmentation.linkage import Linkage
 from models.segmentation.region_graph import RegionGraph
@@ -84,7 +85,7 @@ class HandedUp:
         """What is left to the node above."""
         left = linkage.segments
         rows = left.frozen
-        frozen = Segments(left.ids[rows], left.sizes[rows], left.comparison_ids[rows], left.frozen[rows])
+        frozen = Segments(left.ids[rows], left.comparison_ids[rows], left.frozen[rows])
         return cls(frozen, linkage.waiting)
 
 
@@ -92,21 +93,28 @@ def gathered(children: Sequence[HandedUp], inner: FaceEdges, outer_ids: Ids) -> 
     """What a node has to merge: all that its children hand up, and the edges between them.
 
     `inner`: rows of the faces between the children; `outer_ids`: ids at the node's open faces, of either side; the
-    segments among them are frozen, all others are free again. Sizes of a segment in several children add up.
+    segments among them are frozen, all others are free again.
     """
-    names = ("ids", "sizes", "comparison_ids")
-    ids, sizes, comparison = (np.concatenate([getattr(child.segments, name) for child in children]) for name in names)
-    merged, firsts, rows = np.unique(ids, return_index=True, return_inverse=True)
-    total = np.zeros(merged.size, np.int64)
-    np.add.at(total, rows, sizes)
-    segments = Segments(merged, total, comparison[firsts], np.isin(merged, outer_ids))
+    names = ("ids", "comparison_ids")
+    ids, comparison = (np.concatenate([getattr(child.segments, name) for child in children]) for name in names)
+    merged, firsts = np.unique(ids, return_index=True)
+    segments = Segments(merged, comparison[firsts], np.isin(merged, outer_ids))
     return HandedUp(segments, RegionGraph.sum_of([*(child.edges for child in children), inner.graph]))
 
 
-def single_chunk(graph: RegionGraph, ids: Ids, sizes: NDArray[np.int64], face_ids: Ids) -> HandedUp:
+def single_chunk(graph: RegionGraph, ids: Ids, face_ids: Ids) -> HandedUp:
     """What a chunk has to merge: its own edges and segments, frozen where they touch one of its faces."""
-    touching = ids[np.isin(ids, face_ids)]
-    return HandedUp(Segments.of(ids, sizes, frozen_ids=touching), graph)
+    return HandedUp(Segments.of(ids, frozen_ids=ids[np.isin(ids, face_ids)]), graph)
+
+
+def inner_axes(child: Chunk) -> list[int]:
+    """Lower faces of a child that lie within its parent."""
+    return [axis for axis in range(3) if child.index[axis] % 2]
+
+
+def outer_axes(child: Chunk) -> list[int]:
+    """Lower faces of a child that are its parent's too."""
+    return [axis for axis in range(3) if not child.index[axis] % 2]
 
 
 def resolved(own: IdMap, handed_up: Ids, above: IdMap) -> IdMap:

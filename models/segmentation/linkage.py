@@ -1,10 +1,10 @@
 """Merging by a global queue, and what of it may be done before the whole graph is known.
 
-Both linkages (mean affinity, and small basins by their largest affinity) are reducible: a merge never improves the best
-remaining edge of anyone. So two segments that are each other's best partner end up merged by the global queue whatever
-happens elsewhere, and a part of the graph may merge them at once, if it knows all edges of both. A segment with
-unknown edges is frozen; when the best edge left touches it, the other end has to wait too, and becomes frozen itself.
-Merging elsewhere can only make a frozen segment's edges worse, so whoever preferred another partner was right to.
+Linkage by mean affinity is reducible: a merge never improves the best remaining edge of anyone. So two segments that
+are each other's best partner end up merged by the global queue whatever happens elsewhere, and a part of the graph may
+merge them at once, if it knows all edges of both. A segment with unknown edges is frozen; when the best edge left
+touches it, the other end has to wait too, and becomes frozen itself. Merging elsewhere can only make a frozen segment's
+edges worse, so whoever preferred another partner was right to.
 
 That also allows any order of work: what runs here is not a queue but a nearest-neighbour chain, and its merges are
 sorted into the queue's order at the end.
@@ -73,7 +73,6 @@ from models.segmentation.segments import Segments
 HUB_EDGES = 32
 """A node with more edges has a queue. Measured on 0.3 to 1 M edges: 16 and 48 are as good, 96 a fifth slower."""
 
-_ALWAYS = np.iinfo(np.int64).max
 _A, _B, _SUM, _COUNT, _KEY, _FINE, _TIE = range(7)  # columns of a merge
 
 
@@ -99,15 +98,7 @@ class Linkage:
 
 def link_by_mean(graph: RegionGraph, segments: Segments, ratio: tuple[int, int]) -> Linkage:
     """Merge by mean affinity down to the ratio (0 to 255 scale)."""
-    return _link(graph, segments, Limits(True, *ratio, _ALWAYS, HUB_EDGES))
-
-
-def link_small(graph: RegionGraph, segments: Segments, min_affinity: int, size_threshold: int) -> Linkage:
-    """Merge by largest affinity down to `min_affinity` while one of the two is smaller than `size_threshold`."""
-    return _link(graph, segments, Limits(False, min_affinity, 1, size_threshold, HUB_EDGES))
-
-
-def _link(graph: RegionGraph, segments: Segments, limits: Limits) -> Linkage:
+    limits = Limits(*ratio, HUB_EDGES)
     if len(graph) > MAX_EDGES or len(segments) > MAX_EDGES:
         raise InvalidInput(f"region graph: expected at most {MAX_EDGES} edges and segments, got {len(graph)}")
     if int(graph.face_count.sum()) > MAX_FACES:
@@ -118,22 +109,21 @@ def _link(graph: RegionGraph, segments: Segments, limits: Limits) -> Linkage:
     nodes[:, RANK] = indices_of(segments.comparison_ids, comparison)
     nodes[:, LABEL] = np.arange(len(segments))
     nodes[:, STATE] = np.where(segments.frozen, FROZEN, FREE)
-    sizes = segments.sizes.copy()
-    merges = _merge_all(sums, links, nodes, sizes, limits)
+    merges = _merge_all(sums, links, nodes, limits)
     merges = merges[np.lexsort((merges[:, _TIE], -merges[:, _FINE], -merges[:, _KEY]))]
     ids = segments.ids
     return Linkage(
         MergeTree(ids[merges[:, _A]], ids[merges[:, _B]], merges[:, _SUM].copy(), merges[:, _COUNT].copy()),
-        _segments_left(ids, comparison, nodes, sizes),
+        _segments_left(ids, comparison, nodes),
         _edges_left(ids, sums, links, nodes),
     )
 
 
-def _segments_left(ids: NDArray[np.uint64], comparison: NDArray[np.uint64], nodes: Links, sizes: Rows) -> Segments:
+def _segments_left(ids: NDArray[np.uint64], comparison: NDArray[np.uint64], nodes: Links) -> Segments:
     left = np.flatnonzero(nodes[:, STATE] != ABSORBED)
     left = left[np.argsort(nodes[left, LABEL])]
     frozen = nodes[left, STATE] == FROZEN
-    return Segments(ids[nodes[left, LABEL]], sizes[left], comparison[nodes[left, RANK]], frozen)
+    return Segments(ids[nodes[left, LABEL]], comparison[nodes[left, RANK]], frozen)
 
 
 def _edges_left(ids: NDArray[np.uint64], sums: Rows, links: Links, nodes: Links) -> RegionGraph:
@@ -143,10 +133,10 @@ def _edges_left(ids: NDArray[np.uint64], sums: Rows, links: Links, nodes: Links)
 
 
 @kernel
-def _best(sums: Rows, links: Links, keys: Rows, nodes: Links, sizes: Rows, node: Number, limits: Limits) -> Number:
+def _best(sums: Rows, links: Links, keys: Rows, nodes: Links, node: Number, limits: Limits) -> Number:
     """The edge that a node would be merged along, or NONE."""
     if nodes[node, HUB]:
-        return _best_of_hub(sums, links, keys, nodes, sizes, node, limits)
+        return _best_of_hub(sums, links, keys, nodes, node, limits)
     best, best_other, before = NONE, NONE, NONE
     half = nodes[node, HEAD]
     while half != NONE:
@@ -156,9 +146,7 @@ def _best(sums: Rows, links: Links, keys: Rows, nodes: Links, sizes: Rows, node:
             _unlink(links, nodes, node, before, half)
         else:
             other = links[edge, FIRST] ^ links[edge, SECOND] ^ node
-            if _beats(sums, links, nodes, edge, other, best, best_other, limits) and (
-                min(sizes[node], sizes[other]) < limits.size
-            ):
+            if _beats(sums, links, nodes, edge, other, best, best_other, limits):
                 best, best_other = edge, other
             before = half
         half = following
@@ -191,18 +179,13 @@ def _beats(
 ) -> Number:
     """Whether an edge of a node comes before the best one so far (NONE: before the limit, which counts as reached)."""
     if best == NONE:
-        return order_to_limit(sums, links, edge, limits) >= 0
-    if limits.by_mean:
-        order = ratio_order(sums[edge, TOTAL], sums[edge, FACES], sums[best, TOTAL], sums[best, FACES])
-    else:
-        order = links[edge, LARGEST] - links[best, LARGEST]
+        return order_to_limit(sums, edge, limits) >= 0
+    order = ratio_order(sums[edge, TOTAL], sums[edge, FACES], sums[best, TOTAL], sums[best, FACES])
     return order > 0 or (order == 0 and nodes[other, RANK] < nodes[best_other, RANK])
 
 
 @kernel
-def _best_of_hub(
-    sums: Rows, links: Links, keys: Rows, nodes: Links, sizes: Rows, node: Number, limits: Limits
-) -> Number:
+def _best_of_hub(sums: Rows, links: Links, keys: Rows, nodes: Links, node: Number, limits: Limits) -> Number:
     while nodes[node, TOP] != NONE:
         half = nodes[node, TOP]
         edge = half >> 1
@@ -210,10 +193,7 @@ def _best_of_hub(
             nodes[node, TOP] = take_first(links, keys, half)
             continue
         other = links[edge, FIRST] ^ links[edge, SECOND] ^ node
-        if min(sizes[node], sizes[other]) >= limits.size:
-            nodes[node, TOP] = take_first(links, keys, half)
-            continue
-        key, fine = key_of(sums, links, edge, limits)
+        key, fine = key_of(sums, edge)
         rank = links[edge, QUEUED_RANK + (half & 1)]
         if key == keys[half, KEY] and fine == keys[half, FINE] and rank == nodes[other, RANK]:
             return edge
@@ -223,7 +203,7 @@ def _best_of_hub(
 
 
 @kernel
-def _merge_all(sums: Rows, links: Links, nodes: Links, sizes: Rows, limits: Limits) -> Rows:
+def _merge_all(sums: Rows, links: Links, nodes: Links, limits: Limits) -> Rows:
     """Merge until nothing is left; returns a row per merge, in the order in which it found them.
 
     The nearest-neighbour chain: from every node, go to the best partner until two are each other's best, and merge
@@ -246,18 +226,18 @@ def _merge_all(sums: Rows, links: Links, nodes: Links, sizes: Rows, limits: Limi
             if nodes[a, STATE] != FREE:
                 size -= 1
                 continue
-            edge = _best(sums, links, keys, nodes, sizes, a, limits)
+            edge = _best(sums, links, keys, nodes, a, limits)
             while True:
                 b = NONE if edge == NONE else links[edge, FIRST] ^ links[edge, SECOND] ^ a
                 if b == NONE or nodes[b, STATE] == FROZEN:
                     nodes[a, STATE] = FREE if b == NONE else FROZEN
                     size -= 1
                     break
-                answer = _best(sums, links, keys, nodes, sizes, b, limits)
+                answer = _best(sums, links, keys, nodes, b, limits)
                 if answer == edge:
                     _record(sums, links, nodes, merges[count], edge, limits)
                     count += 1
-                    keep, table, filled = _merge(sums, links, keys, nodes, sizes, marks, table, filled, a, b, limits)
+                    keep, table, filled = _merge(sums, links, keys, nodes, marks, table, filled, a, b, limits)
                     chain[size - 1] = keep
                     break
                 if size == chain.size:
@@ -274,7 +254,7 @@ def _record(sums: Rows, links: Links, nodes: Links, merge: Rows, edge: Number, l
     a, b = nodes[first, LABEL], nodes[second, LABEL]
     merge[_A], merge[_B] = min(a, b), max(a, b)
     merge[_SUM], merge[_COUNT] = sums[edge, TOTAL], sums[edge, FACES]
-    merge[_KEY], merge[_FINE] = key_of(sums, links, edge, limits)
+    merge[_KEY], merge[_FINE] = key_of(sums, edge)
     low, high = min(nodes[first, RANK], nodes[second, RANK]), max(nodes[first, RANK], nodes[second, RANK])
     merge[_TIE] = (np.int64(low) << 32) | np.int64(high)
 
@@ -285,7 +265,6 @@ def _merge(
     links: Links,
     keys: Rows,
     nodes: Links,
-    sizes: Rows,
     marks: Links,
     table: Rows,
     filled: Number,
@@ -299,7 +278,6 @@ def _merge(
     table, filled = move_edges(sums, links, keys, nodes, marks, table, filled, gone, keep, limits)
     nodes[keep, RANK] = max(nodes[keep, RANK], nodes[gone, RANK])
     nodes[keep, LABEL] = min(nodes[keep, LABEL], nodes[gone, LABEL])
-    sizes[keep] += sizes[gone]
     nodes[gone, STATE] = ABSORBED
     if nodes[gone, HUB]:
         nodes[keep, TOP] = meld(links, keys, nodes[keep, TOP], nodes[gone, TOP])

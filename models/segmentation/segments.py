@@ -17,20 +17,19 @@ Ids = NDArray[np.uint64]
 class Segments:
     """A table of segments, one row each, sorted by id.
 
-    `ids`: uint64, smallest supervoxel id of the segment, never 0; `sizes`: int64, voxels (0 where nobody asks);
-    `comparison_ids`: uint64, decides ties, the largest supervoxel id of the segment. While a watershed seam of a
-    segment is open, its largest id is not known yet: then 0, which wins every tie, so that others wait for it.
-    `frozen`: bool, whether edges or voxels of the segment are still unknown, so that it must not be merged.
+    `ids`: uint64, smallest supervoxel id of the segment, never 0; `comparison_ids`: uint64, decides ties, the largest
+    supervoxel id of the segment. While a watershed seam of a segment is open, its largest id is not known yet: then 0,
+    which wins every tie, so that others wait for it. `frozen`: bool, whether edges or voxels of the segment are still
+    unknown, so that it must not be merged.
     Raises `InvalidVolume` where the arrays break these rules, or two segments that may merge share a comparison id.
     """
 
     ids: Ids
-    sizes: NDArray[np.int64]
     comparison_ids: Ids
     frozen: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        dtypes = {"ids": np.uint64, "sizes": np.int64, "comparison_ids": np.uint64, "frozen": np.bool_}
+        dtypes = {"ids": np.uint64, "comparison_ids": np.uint64, "frozen": np.bool_}
         for name, dtype in dtypes.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != (self.ids.size,):
@@ -40,8 +39,6 @@ class Segments:
                 )
         if not (self.ids[:-1] < self.ids[1:]).all() or (self.ids[:1] == 0).any():
             raise InvalidVolume("segments: expected ids above 0, sorted, each once")
-        if (self.sizes < 0).any():
-            raise InvalidVolume("segments: expected sizes of at least 0")
         free = self.comparison_ids[~self.frozen]
         if distinct(free).size != free.size:
             raise InvalidVolume("segments: expected segments that are not frozen to have different comparison ids")
@@ -53,12 +50,11 @@ class Segments:
     def of(
         cls,
         ids: Ids,
-        sizes: NDArray[np.int64] | None = None,
         *,
         frozen_ids: Ids | None = None,
     ) -> Segments:
-        """Single supervoxels: `ids` sorted; `sizes` in their order; `frozen_ids`: those of them that are frozen."""
+        """Single supervoxels: `ids` sorted; `frozen_ids`: those of them that are frozen."""
         frozen = np.zeros(ids.size, np.bool_)
         if frozen_ids is not None:
             frozen[indices_of(frozen_ids, ids)] = True
-        return cls(ids, np.zeros(ids.size, np.int64) if sizes is None else sizes, ids, frozen)
+        return cls(ids, ids, frozen)

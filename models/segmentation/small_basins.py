@@ -1,30 +1,241 @@
-"""Size-dependent merging of small basins, before the agglomeration.
+"""Size-dependent merging of small basins, before the agglomeration; exact in parts of a graph, too.
 
 A watershed of noisy affinities leaves thousands of basins of a few voxels. Their mean affinities rest on a handful of
 faces, so they are merged by single linkage instead, each into the neighbour across its largest affinity, until they
 have a size (Zlateski and Seung, arXiv:1505.00249).
+
+Definition: all edges of the region graph, in the order of their largest affinity, ties by (u, v), smaller first; an
+edge joins its two basins if one of them still has fewer than `size_threshold` voxels when it is its turn.
+
+In a part of the graph, some supervoxels are open: they may have more voxels and edges outside. Then, in the same order:
+
+- a basin that has nothing open in it, hangs on nothing undecided and is small is certainly small: the edge joins;
+- two basins that have the size already stay apart whatever else they consist of;
+- everything else is undecided, and both basins hang on it from then on.
+
+What hangs on something goes up to a larger part of the graph, and only that. A basin that hangs takes in certain ones
+meanwhile; as long as it is small, when each came decides what comes after, so they go up one by one with their edges
+(`joined`); once it has the size, they vanish in it. So what goes up lies within one basin's size of what is open.
 """
+
+# ruff: noqa: PLR0917 (compiled functions take their arrays by position)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
 import numpy as np
+from numpy.typing import NDArray
 
-from models.errors import InvalidInput
-from models.segmentation.linkage import Linkage, link_small
+from models.errors import InvalidInput, InvalidVolume
+from models.segmentation.jit import Number, kernel
 from models.segmentation.region_graph import RegionGraph
-from models.segmentation.segments import Segments
+from models.segmentation.relabel import distinct, indices_of
+
+Ids = NDArray[np.uint64]
+_UNDECIDED, _JOINED, _DONE = 0, 1, 2  # fate of an edge
 
 
-def merge_small_basins(graph: RegionGraph, segments: Segments, *, size_threshold: int, min_affinity: int) -> Linkage:
-    """Merge along the largest `affinity_max`, while it is at least `min_affinity` and one side is small.
+@dataclass(frozen=True, eq=False)
+class Basins:
+    """Basins of one part of the graph, one row each, sorted by id.
 
-    `segments`: rows with sizes in voxels for all ids of the graph. An edge may be merged while the smaller of its two
-    segments has fewer than `size_threshold` voxels (at least 0). `min_affinity`: 1 to 255. Sums and counts add up, so
-    the graph that comes out is ready for agglomeration. Raises `InvalidInput` for other limits or an id of the graph
-    without a row.
+    `ids`: uint64, the name under which edges and faces know the basin; `labels`: uint64, its smallest supervoxel id so
+    far; `voxels`: int64, those known; `open`: bool, whether more of it may lie outside.
+    """
+
+    ids: Ids
+    labels: Ids
+    voxels: NDArray[np.int64]
+    open: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+
+@dataclass(frozen=True, eq=False)
+class BasinEdges:
+    """Edges between basins.
+
+    `first`, `second`: uint64, ids of basins; `u` < `v`: uint64, the supervoxels whose edge it is, which decide ties;
+    `affinity`: uint8, its largest affinity; `joined`: bool, whether it is known to join.
+    """
+
+    first: Ids
+    second: Ids
+    u: Ids
+    v: Ids
+    affinity: NDArray[np.uint8]
+    joined: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return int(self.u.size)
+
+    @classmethod
+    def of(cls, graph: RegionGraph) -> BasinEdges:
+        """The edges between supervoxels."""
+        return cls(graph.u, graph.v, graph.u, graph.v, graph.affinity_max, np.zeros(len(graph), np.bool_))
+
+    def selected(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> BasinEdges:
+        """Some of the edges."""
+        return BasinEdges(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class SmallBasins:
+    """What was decided in a part of the graph, and what was not.
+
+    `keys`, `values`: uint64, keys sorted: for each basin that came in its final label, or the id of the basin that goes
+    up in its stead. `basins`, `edges`: what goes up.
+    """
+
+    keys: Ids
+    values: Ids
+    basins: Basins
+    edges: BasinEdges
+
+
+def basins_of(ids: Ids, voxels: NDArray[np.int64], open_ids: Ids) -> Basins:
+    """Single supervoxels: `ids` sorted, `voxels` in their order; open are those among `open_ids`."""
+    return Basins(ids, ids, voxels, np.isin(ids, open_ids))
+
+
+def gathered_basins(basins: Sequence[Basins], edges: Sequence[BasinEdges], open_ids: Ids) -> tuple[Basins, BasinEdges]:
+    """What several parts hand up, as one part: rows of one basin and of one edge are joined.
+
+    `open_ids`: ids at the faces of the whole, of either side; the basins among them are open, all others no longer.
+    """
+    ids, labels, voxels = (np.concatenate([getattr(part, name) for part in basins]) for name in _SUMMED)
+    merged = distinct(ids)
+    rows = indices_of(ids, merged)
+    total = np.zeros(merged.size, np.int64)
+    np.add.at(total, rows, voxels)
+    smallest = np.full(merged.size, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, rows, labels)
+    every = BasinEdges(*(np.concatenate([getattr(part, field.name) for part in edges]) for field in fields(BasinEdges)))
+    # The best row of an edge first; an edge between two open supervoxels has one in each part.
+    order = np.lexsort((~every.joined, 255 - every.affinity, every.v, every.u))
+    every = every.selected(order)
+    new = np.ones(len(every), np.bool_)
+    new[1:] = (every.u[1:] != every.u[:-1]) | (every.v[1:] != every.v[:-1])
+    return Basins(merged, smallest, total, np.isin(merged, open_ids)), every.selected(new)
+
+
+_SUMMED = ("ids", "labels", "voxels")
+
+
+def merge_small_basins(basins: Basins, edges: BasinEdges, *, size_threshold: int, min_affinity: int) -> SmallBasins:
+    """Join basins along the largest affinities while one of the two is small.
+
+    `edges`: sorted by (u, v), each pair once. `size_threshold`: at least 0 voxels; `min_affinity`: 1 to 255. Without
+    open basins everything is decided. Raises `InvalidInput` for other limits or an edge of a basin without a row,
+    `InvalidVolume` for edges that are not sorted.
     """
     if not (isinstance(size_threshold, int | np.integer) and size_threshold >= 0):
         raise InvalidInput(f"size threshold: expected an integer of at least 0 voxels, got {size_threshold!r}")
     if not (isinstance(min_affinity, int | np.integer) and 1 <= min_affinity <= 255):
         raise InvalidInput(f"min affinity: expected an integer from 1 to 255, got {min_affinity!r}")
-    return link_small(graph, segments, int(min_affinity), int(size_threshold))
+    u, v = edges.u, edges.v
+    if not ((u[:-1] < u[1:]) | ((u[:-1] == u[1:]) & (v[:-1] < v[1:]))).all():
+        raise InvalidVolume("edges: expected them sorted by (u, v), each pair once")
+    first, second = (indices_of(ids, basins.ids) for ids in (edges.first, edges.second))
+    order = np.argsort(255 - edges.affinity, kind="stable")
+    order = order[edges.affinity[order] >= min_affinity]
+    groups, places, pending, fates = _join_all(
+        order, first, second, edges.joined, basins.voxels, basins.open, np.int64(size_threshold)
+    )
+    up = pending[groups]
+    labels = basins.labels.copy()
+    np.minimum.at(labels, np.where(up, places, groups), basins.labels)
+    values = np.where(up, basins.ids[places], labels[groups])
+    own = np.flatnonzero(up & (places == np.arange(len(basins))))
+    voxels = np.zeros(len(basins), np.int64)
+    np.add.at(voxels, places, basins.voxels)
+    left = Basins(basins.ids[own], labels[own], voxels[own], basins.open[own])
+    kept: NDArray[np.int64] = order[fates != _DONE]
+    joined = fates[fates != _DONE] == _JOINED
+    here, there = (basins.ids[places[side[kept]]] for side in (first, second))
+    rest = BasinEdges(here, there, u[kept], v[kept], edges.affinity[kept], joined)
+    return SmallBasins(basins.ids, values, left, rest.selected(np.lexsort((rest.v, rest.u))))
+
+
+@kernel
+def _join_all(
+    order: NDArray[np.int64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    joined: NDArray[np.bool_],
+    voxels: NDArray[np.int64],
+    is_open: NDArray[np.bool_],
+    limit: Number,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.uint8]]:
+    """Returns for each basin its group and the basin in whose place it stands, which groups hang, and edges' fates.
+
+    A group that hangs on nothing is one place. `anchors`: the place of a group into which others vanish, once the
+    group has the size.
+    """
+    count = voxels.size
+    groups, places = np.arange(count), np.arange(count)
+    sizes, pending = voxels.copy(), is_open.copy()
+    anchors = np.where(voxels >= limit, np.arange(count), -1)
+    fates = np.full(order.size, _DONE, np.uint8)
+    for i in range(order.size):
+        edge = order[i]
+        a, b = _find(groups, first[edge]), _find(groups, second[edge])
+        if a == b:
+            continue
+        # An edge between two open supervoxels may be better than it looks here.
+        both_open = is_open[first[edge]] and is_open[second[edge]]
+        if both_open and voxels[first[edge]] >= limit and voxels[second[edge]] >= limit:
+            continue
+        small_a = not pending[a] and (joined[edge] or sizes[a] < limit) and not both_open
+        small_b = not pending[b] and (joined[edge] or sizes[b] < limit) and not both_open
+        if small_a or small_b:
+            x, y = (a, b) if small_a else (b, a)
+            if small_a and small_b and sizes[a] > sizes[b]:
+                x, y = b, a
+            fates[i] = _take_in(groups, places, sizes, pending, anchors, x, y, limit)
+        elif sizes[a] < limit or sizes[b] < limit or both_open:
+            fates[i] = _UNDECIDED
+            pending[a] = pending[b] = True
+    for i in range(count):
+        groups[i], places[i] = _find(groups, i), _find(places, i)
+    return groups, places, pending, fates
+
+
+@kernel
+def _take_in(
+    groups: NDArray[np.int64],
+    places: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    pending: NDArray[np.bool_],
+    anchors: NDArray[np.int64],
+    x: Number,
+    y: Number,
+    limit: Number,
+) -> Number:
+    """Join group x, which hangs on nothing, to group y; returns the edge's fate."""
+    fate = _DONE
+    place = _find(places, x)
+    if not pending[y]:
+        places[place] = _find(places, y)
+    elif anchors[y] >= 0:
+        places[place] = _find(places, anchors[y])
+    else:
+        fate = _JOINED
+        if sizes[x] + sizes[y] >= limit:
+            anchors[y] = place
+    groups[x] = y
+    sizes[y] += sizes[x]
+    if not pending[y] and sizes[y] >= limit:
+        anchors[y] = _find(places, y)
+    return fate
+
+
+@kernel
+def _find(parents: NDArray[np.int64], node: Number) -> Number:
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node

@@ -16,14 +16,7 @@ from models.geometry import NEAREST, Triple
 from models.metrics.contingency import contingency_table
 from models.metrics.rand import adapted_rand
 from models.metrics.voi import variation_of_information
-from models.segmentation.agglomeration import agglomerate
-from models.segmentation.merge_tree import cut
-from models.segmentation.region_graph import region_graph, segment_sizes
-from models.segmentation.relabel import relabelled
-from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
-from models.segmentation.union_find import union_find
-from models.segmentation.watershed import watershed
+from models.segmentation.whole import segment_whole
 from models.training.targets import affinity_targets, balance_weights
 
 TILE, MARGIN = 128, 16
@@ -72,20 +65,18 @@ def segmentation_scores(probabilities: NDArray[np.float32], labels: NDArray[np.i
     tried.
     """
     affinities = np.clip(np.rint(probabilities * 255), 1, 255).astype(np.uint8)
-    fragments = watershed(affinities, low=1, high=WATERSHED_HIGH)
-    ids, sizes = segment_sizes(fragments)
-    order = np.argsort(ids)
-    ids, sizes = ids[order], sizes[order]
-    basins = merge_small_basins(
-        region_graph(affinities, fragments), Segments.of(ids, sizes), size_threshold=BASIN_VOXELS, min_affinity=1
+    whole = segment_whole(
+        affinities,
+        low=1,
+        high=WATERSHED_HIGH,
+        basin_voxels=BASIN_VOXELS,
+        basin_affinity=1,
+        floor=min(THRESHOLDS),
     )
-    roots = relabelled(ids, *union_find(basins.merges.a, basins.merges.b), missing="keep")
-    tree = agglomerate(basins.graph, min(THRESHOLDS), basins.segments).merges
     truth = labels.astype(np.uint64)
     best: dict[str, float] = {}
     for threshold in THRESHOLDS:
-        segments = relabelled(fragments, ids, relabelled(roots, *cut(tree, threshold), missing="keep"))
-        table = contingency_table(segments, truth)
+        table = contingency_table(whole.segments_at(threshold), truth)
         voi = variation_of_information(table)
         if not best or voi.total < best["voi"]:
             best = {

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.objects import Folder
 from infra.written import Written
+from models.geometry import Chunk
+from models.octree import Octree
 from models.segmentation.faces import FaceEdges
 from models.segmentation.hierarchy import HandedUp, IdMap
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.segments import Segments
+
+Rows = TypeVar("Rows")
 
 
 def write_graph(folder: Folder, name: str, graph: RegionGraph) -> Written:
@@ -75,7 +79,7 @@ def read_merges(folder: Folder, name: str) -> MergeTree:
 def write_handed_up(folder: Folder, name: str, left: HandedUp) -> list[Written]:
     """Store what a node hands up, two tables: NAME.segments and NAME.edges."""
     segments = left.segments
-    columns = {"id": segments.ids, "voxels": segments.sizes, "largest": segments.comparison_ids}
+    columns = {"id": segments.ids, "largest": segments.comparison_ids}
     return [folder.write_table(_file(f"{name}.segments"), columns), write_graph(folder, f"{name}.edges", left.edges)]
 
 
@@ -83,8 +87,34 @@ def read_handed_up(folder: Folder, name: str) -> HandedUp:
     """Read what `write_handed_up` wrote; all segments are frozen."""
     table = folder.read_table(_file(f"{name}.segments"))
     frozen = np.ones(table["id"].size, np.bool_)
-    segments = Segments(table["id"], table["voxels"], table["largest"], frozen)
+    segments = Segments(table["id"], table["largest"], frozen)
     return HandedUp(segments, read_graph(folder, f"{name}.edges"))
+
+
+def write_rows(folder: Folder, name: str, rows: Any) -> Written:
+    """Store a dataclass of arrays of one length, a column per field."""
+    return _write(folder, name, rows)
+
+
+def read_rows(folder: Folder, name: str, kind: type[Rows]) -> Rows:
+    """Read what `write_rows` wrote."""
+    return kind(**_read(folder, name, kind))
+
+
+def own_and_upper_faces(
+    tree: Octree, folder: Folder, level: int, children: Sequence[Chunk], node: Chunk
+) -> tuple[list[FaceEdges], list[FaceEdges]]:
+    """Face edges that a node of `level` needs: its children's own, and what lies after its upper faces.
+
+    `folder` holds those of the children's level; a chunk (level 0) is its own child.
+    """
+    own = [read_faces(folder, child.name) for child in children]
+    upper = []
+    for axis in range(3):
+        after = tree.beyond(0, node, axis, 1) if level == 0 else None
+        others = tree.children_beyond(level, node, axis) if level else [after] if after else []
+        upper += [read_faces(folder, other.name, (axis,)) for other in others]
+    return own, upper
 
 
 def _file(name: str) -> str:

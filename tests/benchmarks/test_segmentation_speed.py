@@ -23,13 +23,13 @@ from models.segmentation.agglomeration import agglomerate
 from models.segmentation.merge_tree import cut
 from models.segmentation.region_graph import region_graph, segment_sizes
 from models.segmentation.relabel import relabelled
-from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
+from models.segmentation.small_basins import BasinEdges, basins_of, merge_small_basins
 from models.segmentation.watershed import watershed
+from models.segmentation.whole import segment_whole
 
 CROP = (slice(0, 96), slice(None), slice(None))
 LOW, HIGH = 10, 254
-SMALL = {"size_threshold": 100, "min_affinity": 64}
+SMALL = {"basin_voxels": 100, "basin_affinity": 64}
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -84,12 +84,8 @@ def _score(labels: NDArray[np.integer], truth: NDArray[np.uint16]) -> VOI:
 
 def _segment(affinities: NDArray[np.uint8], threshold: float, high: int = HIGH) -> NDArray[np.uint64]:
     """The whole way as the pipeline goes it: small basins first, then mean affinity, one map, one relabelling."""
-    fragments = watershed(affinities, low=LOW, high=high)
-    ids, sizes = segment_sizes(fragments)
-    basins = merge_small_basins(region_graph(affinities, fragments), Segments.of(ids, sizes), **SMALL)
-    tree = agglomerate(basins.graph, threshold, basins.segments).merges
-    _, merged = cut(basins.merges, 0, ids)
-    return relabelled(fragments, ids, relabelled(merged, *cut(tree, threshold), missing="keep"))
+    whole = segment_whole(affinities, low=LOW, high=high, floor=threshold, **SMALL)
+    return whole.segments_at(threshold)
 
 
 def _waterz(affinities: NDArray[np.uint8], truth: NDArray[np.uint16], **options: float) -> tuple[float, float, VOI]:
@@ -128,8 +124,12 @@ def test_kernels_reach_their_rates(volume: tuple[NDArray[np.uint8], NDArray[np.u
         times["watershed"], fragments = _timed(lambda: watershed(affinities, low=LOW, high=HIGH))
         times["region graph"], graph = _timed(lambda labels=fragments: region_graph(affinities, labels))
         times["agglomeration"], tree = _timed(lambda edges=graph: agglomerate(edges, 0.5))
-        segments = Segments.of(*segment_sizes(fragments))
-        times["small basins"], _ = _timed(lambda g=graph, s=segments: merge_small_basins(g, s, **SMALL))
+        segments = basins_of(*segment_sizes(fragments), np.empty(0, np.uint64))
+        times["small basins"], _ = _timed(
+            lambda g=graph, s=segments: merge_small_basins(
+                s, BasinEdges.of(g), size_threshold=SMALL["basin_voxels"], min_affinity=SMALL["basin_affinity"]
+            )
+        )
         keys, values = cut(tree.merges, 0.5)
         times["relabel"], _ = _timed(lambda f=fragments, k=keys, v=values: relabelled(f, k, v, missing="keep"))
         best = {name: min(seconds, best.get(name, np.inf)) for name, seconds in times.items()}

@@ -10,13 +10,9 @@ from infra.objects import Folder
 from infra.volumes import VolumeInfo, create_volume
 from models.errors import InvalidInput, InvalidVolume, NotFound
 from models.geometry import Box
-from models.segmentation.agglomeration import agglomerate
-from models.segmentation.merge_tree import MergeTree, cut
-from models.segmentation.region_graph import region_graph, segment_sizes
-from models.segmentation.relabel import relabelled
-from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
-from models.segmentation.union_find import union_find
+from models.segmentation.merge_tree import MergeTree
+from models.segmentation.region_graph import region_graph
+from models.segmentation.whole import WholeSegmentation, merge_supervoxels
 from services.cli.evaluate import app
 from services.evaluate import evaluate_segmentation
 from services.sweep import evaluate_sweep, read_merges
@@ -25,14 +21,20 @@ SHAPE = (12, 18, 24)
 BOX = Box((5, 6, 7), (17, 24, 31))
 
 
-def store(folder: Folder, name: str, tree: MergeTree, parts: int) -> None:
+def store_merges(folder: Folder, tree: MergeTree, parts: int) -> None:
     """The merges in several files on two levels, as the nodes of an octree leave them."""
     for part in range(parts):
         rows = slice(part, None, parts)
         columns = {column: getattr(tree, column)[rows] for column in ("a", "b", "affinity_sum", "face_count")}
-        folder.write_table(
-            f"agglomeration/{name}/{part % 2}/{part}_0_0.parquet", {**columns, "score": tree.scores[rows]}
-        )
+        name = f"agglomeration/merges/{part % 2}/{part}_0_0.parquet"
+        folder.write_table(name, {**columns, "score": tree.scores[rows]})
+
+
+def store_basins(folder: Folder, whole: WholeSegmentation) -> None:
+    """Supervoxel to basin, by chunk; some supervoxels lie in both chunks."""
+    for chunk, rows in enumerate((slice(0, 200), slice(150, None))):
+        name = f"agglomeration/basin_of/{chunk}_0_0.parquet"
+        folder.write_table(name, {"supervoxel": whole.ids[rows], "basin": whole.basins[rows]})
 
 
 @pytest.fixture
@@ -44,40 +46,47 @@ def run(tmp_path: Path):
     supervoxels[rng.random(SHAPE) < 0.05] = 0
     image_truth = np.kron(rng.integers(0, 5, (3, 5, 5)), np.ones((8, 7, 8), int))[:20, :30, :40].astype(np.uint32)
     affinities = rng.integers(1, 256, (3, *SHAPE), dtype=np.uint8)
-    graph, (ids, sizes) = region_graph(affinities, supervoxels), segment_sizes(supervoxels)
-    basins = merge_small_basins(graph, Segments.of(ids, sizes), size_threshold=17, min_affinity=230)
-    tree = agglomerate(basins.graph, 0.3, basins.segments).merges
-    assert len(basins.merges) > 3 < len(tree)
+    graph = region_graph(affinities, supervoxels)
+    whole = merge_supervoxels(supervoxels, graph, basin_voxels=17, basin_affinity=230, floor=0.3)
+    assert np.unique(whole.basins).size < whole.ids.size - 3
+    assert len(whole.merges) > 3
     out = Folder(str(tmp_path / "out"))
     out.write_json("run.json", {"box": str(BOX), "options": {"agglomeration": {"threshold": 0.45, "tree_floor": 0.3}}})
-    store(out, "basins", basins.merges, 3)
-    store(out, "merges", tree, 4)
+    store_basins(out, whole)
+    store_merges(out, whole.merges, 4)
     info = VolumeInfo(shape=SHAPE, dtype=np.dtype("uint64"), voxel_size_nm=(10, 10, 10), offset_voxels=BOX.start)
     volume = create_volume(out.at("supervoxels.zarr"), info)
     volume.write(volume.box, supervoxels)
     np.savez(tmp_path / "truth.npz", labels=image_truth)
-    return out.url, f"{tmp_path}/truth.npz:labels", supervoxels, basins.merges, tree
+    return out.url, f"{tmp_path}/truth.npz:labels", supervoxels, whole
 
 
 def test_points_are_the_scores_of_real_cuts(run, tmp_path: Path) -> None:
-    out, truth, supervoxels, basins, tree = run
+    out, truth, _, whole = run
     found = evaluate_sweep(out, truth, thresholds=[0.3, 0.5, 0.7, 1.0])
     assert (found.floor, found.threshold, found.box) == (0.3, 0.45, BOX)
     for point in found.points:
-        labels = relabelled(supervoxels, *union_find(basins.a, basins.b), missing="keep")
-        np.save(tmp_path / "cut.npy", relabelled(labels, *cut(tree, point.threshold), missing="keep"))
+        np.save(tmp_path / "cut.npy", whole.segments_at(point.threshold))
         scores = evaluate_segmentation(f"{tmp_path}/cut.npy", truth, box=BOX)
         assert (point.voi, point.rand) == (scores.voi, scores.rand)
     assert found.best.voi.total == min(point.voi.total for point in found.points)
 
 
 def test_the_tree_is_read_whole_from_its_files(run) -> None:
-    out, _, _, basins, tree = run
-    for name, expected in (("basins", basins), ("merges", tree)):
-        found = read_merges(Folder(out), f"agglomeration/{name}")
-        order = np.argsort(expected.b)
-        for column in ("a", "b", "affinity_sum", "face_count"):
-            np.testing.assert_array_equal(getattr(found, column), getattr(expected, column)[order])
+    out, _, _, whole = run
+    tree = whole.merges
+    found = read_merges(Folder(out), "agglomeration/merges")
+    order = np.argsort(tree.b)
+    for column in ("a", "b", "affinity_sum", "face_count"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(tree, column)[order])
+
+
+def test_a_run_without_its_agglomeration_is_told(run) -> None:
+    out, truth, *_ = run
+    for name in ("merges", "basin_of"):
+        Folder(out).remove(f"agglomeration/{name}")
+        with pytest.raises(NotFound, match=f"{name}: no .* has the agglomeration finished"):
+            evaluate_sweep(out, truth, thresholds=[0.5])
 
 
 def test_truth_of_the_box_and_part_of_it(run, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from models.catalog import Model
-from models.geometry import Triple
+from models.geometry import Box, Triple
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.region_graph import RegionGraph
 from services.pipelines.preparation import Request, prepare
 from services.pipelines.segment import PHASES, create_arrays
-from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions
+from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions, stage_keys
 from services.stages.node_tables import read_faces, read_graph, read_merges
+from services.stages.pyramid import pyramid_factors
 from services.stages.skeletonize import SkeletonOptions
 
 SHAPE = (30, 44, 37)
@@ -47,6 +48,26 @@ def run_phase_in_process(
             apply(stage.chunks[i])
 
 
+def given_affinities(shape: Triple, options: SegmentOptions, chunk: Triple, out: str) -> Run:
+    """A run whose affinities come from somewhere else; `affinities.zarr` has to be written."""
+    return Run(
+        image="",
+        image_identity="",
+        out=out,
+        model="",
+        model_name="",
+        model_sha256="",
+        voxel_size_nm=(10, 10, 10),
+        offset_voxels=(0, 0, 0),
+        volume_shape=shape,
+        domain=Box.from_shape(shape),
+        chunk_shape=chunk,
+        threads=1,
+        options=options,
+        keys=stage_keys("given", options, pyramid_factors(shape, (10, 10, 10))),
+    )
+
+
 def region_graph_of(run: Run) -> RegionGraph:
     """The region graph of the whole run."""
     edges = [read_graph(run.folder, f"region_graph/edges/{chunk.name}") for chunk in run.grid]
@@ -54,9 +75,9 @@ def region_graph_of(run: Run) -> RegionGraph:
     return RegionGraph.sum_of([*edges, *faces])
 
 
-def merges_of(run: Run, name: str) -> MergeTree:
-    """The merges of all nodes: "basins" or "merges"."""
+def merges_of(run: Run) -> MergeTree:
+    """The merges of all nodes."""
     nodes = [(level, node) for level in range(run.octree.depth + 1) for node in run.octree.nodes(level)]
     return MergeTree.joined(
-        read_merges(run.folder, f"agglomeration/{name}/{level}/{node.name}") for level, node in nodes
+        read_merges(run.folder, f"agglomeration/merges/{level}/{node.name}") for level, node in nodes
     )

@@ -11,13 +11,10 @@ from models.metrics.cremi import cremi_score
 from models.metrics.rand import adapted_rand
 from models.metrics.sweep import sweep
 from models.metrics.voi import variation_of_information
-from models.segmentation.agglomeration import agglomerate
 from models.segmentation.merge_tree import MergeTree, cut
-from models.segmentation.region_graph import region_graph, segment_sizes
+from models.segmentation.region_graph import region_graph
 from models.segmentation.relabel import relabelled
-from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
-from models.segmentation.union_find import union_find
+from models.segmentation.whole import merge_supervoxels
 
 SHAPE = (6, 9, 12)
 
@@ -31,11 +28,10 @@ def segmented(seed: int) -> tuple[np.ndarray, np.ndarray, MergeTree, MergeTree]:
     truth = np.kron(rng.integers(0, 4, (2, 3, 3)), np.ones((3, 3, 4), int))
     affinities = rng.integers(1, 256, (3, *SHAPE), dtype=np.uint8) // 16 * 16 + np.uint8(1)  # with ties
     graph = region_graph(affinities, supervoxels)
-    ids, sizes = segment_sizes(supervoxels)
-    basins = merge_small_basins(graph, Segments.of(ids, sizes), size_threshold=17, min_affinity=230)
-    tree = agglomerate(basins.graph, 0.1, basins.segments).merges
+    whole = merge_supervoxels(supervoxels, graph, basin_voxels=17, basin_affinity=230, floor=0.1)
+    tree = whole.merges
     order = rng.permutation(len(tree))  # the rows of a stored tree may come in any order
-    return supervoxels, truth, basins.merges, MergeTree(*(getattr(tree, n)[order] for n in vars(tree)))
+    return supervoxels, truth, (whole.ids, whole.basins), MergeTree(*(getattr(tree, n)[order] for n in vars(tree)))
 
 
 @given(seed=st.integers(0, 2**32 - 1), background=st.sampled_from(["segment", "singletons", "ignore"]))
@@ -44,10 +40,10 @@ def test_every_point_is_what_relabelling_the_volume_scores(seed: int, background
     supervoxels, truth, basins, tree = segmented(seed)
     thresholds = [0.3, Fraction(1, 2), 0.1, 0.45, 0.55, 1.0]
     table = contingency_table(supervoxels, truth)
-    points = sweep(table, tree, thresholds, basins=(basins.a, basins.b), pred_background=background)
+    points = sweep(table, tree, thresholds, basins=basins, pred_background=background)
     assert [point.threshold for point in points] == [1.0, 0.55, 0.5, 0.45, 0.3, 0.1]
     for point, threshold in zip(points, sorted(thresholds, reverse=True), strict=True):
-        labels = relabelled(supervoxels, *union_find(basins.a, basins.b), missing="keep")
+        labels = relabelled(supervoxels, *basins, missing="keep")
         labels = relabelled(labels, *cut(tree, threshold), missing="keep")
         expected = contingency_table(labels, truth)
         assert point.voi == variation_of_information(expected, pred_background=background)
@@ -59,7 +55,7 @@ def test_every_point_is_what_relabelling_the_volume_scores(seed: int, background
 def test_sweeps_do_merge_something() -> None:
     supervoxels, truth, basins, tree = segmented(1)
     assert len(basins) > 0
-    points = sweep(contingency_table(supervoxels, truth), tree, [0.9, 0.1], basins=(basins.a, basins.b))
+    points = sweep(contingency_table(supervoxels, truth), tree, [0.9, 0.1], basins=basins)
     assert points[0].segments > points[1].segments
     assert points[0].voi.split > points[1].voi.split
     assert points[0].voi.merge < points[1].voi.merge

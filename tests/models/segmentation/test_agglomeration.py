@@ -1,4 +1,4 @@
-"""Both linkages against a slow global queue, whole and divided into a hierarchy of parts."""
+"""Linkage by mean affinity against a slow global queue, whole and divided into a hierarchy of parts."""
 
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,7 +15,6 @@ from models.segmentation.merge_tree import MergeTree, cut
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import relabelled
 from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
 
 BASE = 2**33
 
@@ -51,15 +50,14 @@ def rows_of(graph):
 class GlobalQueue:
     """The definition, in the plainest Python: look at all edges, merge the best, look again."""
 
-    def __init__(self, rows, sizes, score, eligible):
+    def __init__(self, rows, ids, limit):
         self.edges = {frozenset((u, v)): (total, faces, largest) for u, v, total, faces, largest in rows}
-        self.sizes, self.comparison = dict(sizes), {i: i for i in sizes}
-        self.merges, self.score, self.eligible = [], score, eligible
+        self.comparison, self.limit, self.merges = {i: i for i in ids}, limit, []
 
     def run(self):
         while True:
-            best = [(-self.score(edge), self.tie(pair), pair) for pair, edge in self.edges.items()]
-            best = [entry for entry in best if self.eligible(self.edges[entry[2]], [self.sizes[i] for i in entry[2]])]
+            best = [(-Fraction(edge[0], edge[1]), self.tie(pair), pair) for pair, edge in self.edges.items()]
+            best = [entry for entry in best if -entry[0] >= self.limit]
             if not best:
                 return self
             a, b = sorted(min(best, key=lambda entry: entry[:2])[2])
@@ -77,20 +75,11 @@ class GlobalQueue:
                 old = edges.get(pair, (0, 0, 0))
                 edges[pair] = (old[0] + edge[0], old[1] + edge[1], max(old[2], edge[2]))
         self.edges = edges
-        self.sizes[a] += self.sizes.pop(b)
         self.comparison[a] = max(self.comparison[a], self.comparison.pop(b))
 
 
-def mean_queue(rows, sizes, threshold):
-    limit = Fraction(threshold) * 255
-    return GlobalQueue(rows, sizes, lambda e: Fraction(e[0], e[1]), lambda e, s: Fraction(e[0], e[1]) >= limit).run()
-
-
-def basin_queue(rows, sizes, size_threshold, min_affinity):
-    def eligible(edge, pair):
-        return edge[2] >= min_affinity and min(pair) < size_threshold
-
-    return GlobalQueue(rows, sizes, lambda e: e[2], eligible).run()
+def mean_queue(rows, ids, threshold):
+    return GlobalQueue(rows, ids, Fraction(threshold) * 255).run()
 
 
 def check(result, queue):
@@ -98,9 +87,8 @@ def check(result, queue):
     columns = (merges.a, merges.b, merges.affinity_sum, merges.face_count)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == queue.merges
     left = result.segments
-    assert left.ids.tolist() == sorted(queue.sizes)
-    assert left.sizes.tolist() == [queue.sizes[i] for i in sorted(queue.sizes)]
-    assert left.comparison_ids.tolist() == [queue.comparison[i] for i in sorted(queue.sizes)]
+    assert left.ids.tolist() == sorted(queue.comparison)
+    assert left.comparison_ids.tolist() == [queue.comparison[i] for i in sorted(queue.comparison)]
     assert {frozenset(row[:2]): row[2:] for row in rows_of(result.graph)} == queue.edges
 
 
@@ -123,42 +111,26 @@ def parts(draw):
         values = rng.choice(levels, faces)
         place = int(home[u]) if home[u] == home[v] or rng.random() < 0.5 else int(rng.integers(0, 7))
         rows.append((BASE + int(u), BASE + int(v), int(values.sum()), faces, int(values.max()), place))
-    sizes = [
-        (BASE + i, int(rng.integers(1, 6)), int(home[i]) if rng.random() < 0.7 else int(rng.integers(0, LEAVES)))
+    leaves = [
+        (BASE + i, int(home[i]) if rng.random() < 0.7 else int(rng.integers(0, LEAVES)))
         for i in range(nodes)
         for _ in range(int(rng.integers(1, 3)))
     ]
-    return rows, sizes
+    return rows, leaves
 
 
-def total_sizes(sizes):
-    ids = sorted({i for i, _, _ in sizes})
-    return {i: sum(n for j, n, _ in sizes if j == i) for i in ids}
-
-
-def segments_of(sizes, frozen=()):
-    ids = sorted(sizes)
-    return Segments.of(uint64(ids), np.array([sizes[i] for i in ids], np.int64), frozen_ids=uint64(sorted(frozen)))
+def segments_of(ids, frozen=()):
+    return Segments.of(uint64(sorted(ids)), frozen_ids=uint64(sorted(frozen)))
 
 
 @settings(max_examples=200, deadline=None)
 @given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]), hub_edges)
 def test_agglomeration_equals_the_slow_queue(case, threshold, hub_edges):
-    rows, sizes = case
-    graph, sizes = graph_of([row[:5] for row in rows]), total_sizes(sizes)
+    rows, leaves = case
+    graph, ids = graph_of([row[:5] for row in rows]), {i for i, _ in leaves}
     with hubs_beyond(hub_edges):
-        result = agglomerate(graph, threshold, segments_of(sizes))
-    check(result, mean_queue(rows_of(graph), sizes, threshold))
-
-
-@settings(max_examples=200, deadline=None)
-@given(parts(), st.integers(0, 20), st.integers(1, 255), hub_edges)
-def test_small_basins_equal_the_slow_queue(case, size_threshold, min_affinity, hub_edges):
-    rows, sizes = case
-    graph, sizes = graph_of([row[:5] for row in rows]), total_sizes(sizes)
-    with hubs_beyond(hub_edges):
-        result = merge_small_basins(graph, segments_of(sizes), size_threshold=size_threshold, min_affinity=min_affinity)
-    check(result, basin_queue(rows_of(graph), sizes, size_threshold, min_affinity))
+        result = agglomerate(graph, threshold, segments_of(ids))
+    check(result, mean_queue(rows_of(graph), ids, threshold))
 
 
 def within(place, top):
@@ -167,10 +139,10 @@ def within(place, top):
     return place == top
 
 
-def hierarchical(rows, sizes, link, *, only_waiting):
+def hierarchical(rows, leaves, link, *, only_waiting):
     """Leaves, their parents, the root; each knows the parts in its subtree and freezes what has parts outside."""
-    mapping = {i: i for i, _, _ in sizes}  # supervoxel: its present segment
-    comparison = {i: i for i, _, _ in sizes}
+    mapping = {i: i for i, _ in leaves}  # supervoxel: its present segment
+    comparison = {i: i for i, _ in leaves}
     graphs, merges, kept = {}, [], []
     for place in range(7):
         here = [row[:5] for row in rows if row[5] == place]
@@ -180,16 +152,11 @@ def hierarchical(rows, sizes, link, *, only_waiting):
         graph = RegionGraph.sum_of([new, *(graphs.pop(child) for child in inside)])
         graph = graph.relabelled(keys, uint64(mapping[i] for i in sorted(mapping)))
         outside = [i for row in rows for i in row[:2] if not within(row[5], place)]
-        outside += [i for i, _, leaf in sizes if not within(leaf, place)]
-        known = {}
-        for i, n, leaf in sizes:
-            if within(leaf, place):
-                known[mapping[i]] = known.get(mapping[i], 0) + n
+        outside += [i for i, leaf in leaves if not within(leaf, place)]
         ids = sorted(set(graph.ids.tolist()))
         frozen = {mapping[i] for i in outside}
         segments = Segments(
             uint64(ids),
-            np.array([known.get(i, 0) for i in ids], np.int64),
             uint64(max(comparison[j] for j in mapping if mapping[j] == i) for i in ids),
             np.array([i in frozen for i in ids], bool),
         )
@@ -205,29 +172,14 @@ def hierarchical(rows, sizes, link, *, only_waiting):
 @settings(max_examples=400, deadline=None)
 @given(parts(), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.booleans(), hub_edges)
 def test_agglomeration_of_a_hierarchy_equals_the_whole(case, threshold, only_waiting, hub_edges):
-    rows, sizes = case
+    rows, leaves = case
     graph = graph_of([row[:5] for row in rows])
-    whole = agglomerate(graph, threshold, segments_of(total_sizes(sizes)))
+    whole = agglomerate(graph, threshold, segments_of({i for i, _ in leaves}))
     with hubs_beyond(hub_edges):
-        merges, left = hierarchical(rows, sizes, lambda g, s: agglomerate(g, threshold, s), only_waiting=only_waiting)
+        merges, left = hierarchical(rows, leaves, lambda g, s: agglomerate(g, threshold, s), only_waiting=only_waiting)
     expected = MergeTree.joined([whole.merges])
     for name in ("a", "b", "affinity_sum", "face_count"):
         np.testing.assert_array_equal(getattr(merges, name), getattr(expected, name))
-    assert only_waiting or left == whole.graph
-
-
-@settings(max_examples=400, deadline=None)
-@given(parts(), st.integers(0, 20), st.integers(1, 255), st.booleans(), hub_edges)
-def test_small_basins_of_a_hierarchy_equal_the_whole(case, size_threshold, min_affinity, only_waiting, hub_edges):
-    rows, sizes = case
-
-    def link(graph, segments):
-        return merge_small_basins(graph, segments, size_threshold=size_threshold, min_affinity=min_affinity)
-
-    whole = link(graph_of([row[:5] for row in rows]), segments_of(total_sizes(sizes)))
-    with hubs_beyond(hub_edges):
-        merges, left = hierarchical(rows, sizes, link, only_waiting=only_waiting)
-    np.testing.assert_array_equal(cut(merges, 0), cut(whole.merges, 0))
     assert only_waiting or left == whole.graph
 
 
@@ -268,17 +220,9 @@ def test_equal_means_of_huge_counts_are_compared_exactly():
     assert agglomerate(tied, 0).merges.a.tolist() == [1, 2, 7]
 
 
-def test_a_small_basin_joins_across_its_largest_affinity():
-    graph = graph_of([(1, 2, 300, 3, 120), (2, 3, 110, 1, 110), (1, 3, 900, 9, 100)])
-    result = merge_small_basins(graph, segments_of({1: 50, 2: 3, 3: 40}), size_threshold=10, min_affinity=50)
-    assert result.segments.ids.tolist() == [1, 3]
-    assert result.segments.sizes.tolist() == [53, 40]
-    assert rows_of(result.graph) == [(1, 3, 1010, 10, 110)]
-
-
 def test_frozen_segments_stay_and_make_their_suitors_wait():
     graph = graph_of([(1, 2, 250, 1, 250), (2, 3, 240, 1, 240), (3, 4, 230, 1, 230), (5, 6, 220, 1, 220)])
-    result = agglomerate(graph, 0.5, segments_of(dict.fromkeys(range(1, 7), 1), frozen=[1]))
+    result = agglomerate(graph, 0.5, segments_of(range(1, 7), frozen=[1]))
     assert result.merges.b.tolist() == [6]
     assert result.segments.frozen.tolist() == [True, True, True, True, False]
     assert [row[:2] for row in rows_of(result.waiting)] == [(1, 2), (2, 3), (3, 4)]
@@ -287,9 +231,9 @@ def test_frozen_segments_stay_and_make_their_suitors_wait():
 def test_a_tie_against_an_open_seam_waits():
     rows = [(1, 2, 100, 1, 100), (2, 3, 100, 1, 100)]
     ids = uint64([1, 2, 3])
-    closed = Segments(ids, np.ones(3, np.int64), ids, np.array([False, False, True]))
+    closed = Segments(ids, ids, np.array([False, False, True]))
     assert len(agglomerate(graph_of(rows), 0.1, closed).merges) == 1
-    open_seam = Segments(ids, np.ones(3, np.int64), uint64([1, 2, 0]), np.array([False, False, True]))
+    open_seam = Segments(ids, uint64([1, 2, 0]), np.array([False, False, True]))
     assert len(agglomerate(graph_of(rows), 0.1, open_seam).merges) == 0
 
 
@@ -299,8 +243,6 @@ def test_a_plateau_around_a_hub_takes_no_quadratic_time():
     ones = np.ones(leaves, np.int64)
     graph = RegionGraph(np.ones(leaves, np.uint64), v, 255 * ones, ones, np.full(leaves, 255, np.uint8))
     assert len(agglomerate(graph, 0.5).merges) == leaves  # minutes, were every edge touched at every merge
-    segments = Segments.of(graph.ids, np.ones(leaves + 1, np.int64))
-    assert len(merge_small_basins(graph, segments, size_threshold=2, min_affinity=1).merges) == leaves
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -311,31 +253,23 @@ def test_large_graphs_give_the_same_with_and_without_hubs(seed):
     values = rng.integers(0, 4, 6000) * 85
     columns = ends[:, 0].astype(np.uint64), ends[:, 1].astype(np.uint64), faces * values, faces
     graph = RegionGraph.aggregated(*columns, values.astype(np.uint8))
-    segments = Segments.of(
-        graph.ids, rng.integers(1, 50, graph.ids.size), frozen_ids=graph.ids[:: 29 if seed % 2 else 10**6]
-    )
+    segments = Segments.of(graph.ids, frozen_ids=graph.ids[:: 29 if seed % 2 else 10**6])
     results = []
     for hub_edges in (2, 20, 10**6):
         with hubs_beyond(hub_edges):
-            results.append(
-                (
-                    agglomerate(graph, 0.3, segments),
-                    merge_small_basins(graph, segments, size_threshold=99, min_affinity=90),
-                )
-            )
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert len(one.merges) > 10
-            np.testing.assert_array_equal(one.merges.a, two.merges.a)
-            np.testing.assert_array_equal(one.merges.b, two.merges.b)
-            np.testing.assert_array_equal(one.segments.frozen, two.segments.frozen)
-            assert one.graph == two.graph
+            results.append(agglomerate(graph, 0.3, segments))
+    one = results[0]
+    assert len(one.merges) > 10
+    for two in results[1:]:
+        np.testing.assert_array_equal(one.merges.a, two.merges.a)
+        np.testing.assert_array_equal(one.merges.b, two.merges.b)
+        np.testing.assert_array_equal(one.segments.frozen, two.segments.frozen)
+        assert one.graph == two.graph
 
 
 def test_nothing_to_merge():
     assert len(agglomerate(RegionGraph.empty(), 0.5).merges) == 0
-    lonely = segments_of({5: 3, BASE: 1})
-    result = merge_small_basins(RegionGraph.empty(), lonely, size_threshold=10, min_affinity=1)
+    result = agglomerate(RegionGraph.empty(), 0.5, segments_of([5, BASE]))
     assert result.segments.ids.tolist() == [5, BASE]
     assert relabelled(uint64([5]), *cut(result.merges, 1), missing="keep").tolist() == [5]
     assert len(MergeTree.joined([])) == 0
@@ -350,15 +284,11 @@ def test_thresholds_outside_are_refused(threshold):
 def test_wrong_input_is_refused():
     graph = graph_of([(1, 2, 3, 1, 3)])
     with pytest.raises(InvalidInput, match="2 is not"):
-        agglomerate(graph, 0.5, segments_of({1: 1}))
-    with pytest.raises(InvalidInput, match="min affinity"):
-        merge_small_basins(graph, segments_of({1: 1, 2: 1}), size_threshold=1, min_affinity=0)
-    with pytest.raises(InvalidInput, match="size threshold"):
-        merge_small_basins(graph, segments_of({1: 1, 2: 1}), size_threshold=-1, min_affinity=1)
+        agglomerate(graph, 0.5, segments_of([1]))
     with pytest.raises(InvalidVolume, match="faces"):
         agglomerate(graph_of([(1, 2, 3, 2**54, 3)]), 0.5)
     ids, ones, free = uint64([1, 2]), np.ones(2, np.int64), np.zeros(2, bool)
-    for broken in [(ids[::-1], ones, ids, free), (ids, ones, uint64([2, 2]), free), (ids, -ones, ids, free)]:
+    for broken in [(ids[::-1], ids, free), (ids, uint64([2, 2]), free), (ids, ids.astype(np.int64), free)]:
         with pytest.raises(InvalidVolume, match="segments: expected"):
             Segments(*broken)
     with pytest.raises(InvalidVolume, match="a < b"):

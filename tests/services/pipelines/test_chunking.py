@@ -22,12 +22,13 @@ def results(run: Run) -> dict[str, np.ndarray]:
     for name in ARRAYS:
         volume = run.volume(name)
         found[name] = volume.read(volume.box)
-    tables = {"region_graph": region_graph_of(run), **{name: merges_of(run, name) for name in ("basins", "merges")}}
+    tables = {"region_graph": region_graph_of(run), "merges": merges_of(run)}
     for name, table in tables.items():
         for field in fields(table):
             found[f"{name}:{field.name}"] = getattr(table, field.name)
-    maps = [read_map(run.folder, f"agglomeration/segment_of/{chunk.name}") for chunk in run.grid]
-    found["segment_of"] = np.unique(np.concatenate([np.stack([m.keys, m.values]) for m in maps], axis=1), axis=1)
+    for name in ("basin_of", "segment_of"):
+        maps = [read_map(run.folder, f"agglomeration/{name}/{chunk.name}") for chunk in run.grid]
+        found[name] = np.unique(np.concatenate([np.stack([m.keys, m.values]) for m in maps], axis=1), axis=1)
     return found
 
 

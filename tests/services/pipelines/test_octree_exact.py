@@ -6,19 +6,16 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipeline_runs import merges_of, region_graph_of, run_phase_in_process
+from pipeline_runs import given_affinities, merges_of, region_graph_of, run_phase_in_process
 
-from models.geometry import Box, Triple
-from models.segmentation.agglomeration import agglomerate
-from models.segmentation.merge_tree import MergeTree, cut
-from models.segmentation.region_graph import RegionGraph, region_graph, segment_sizes
-from models.segmentation.relabel import relabelled
-from models.segmentation.segments import Segments
-from models.segmentation.small_basins import merge_small_basins
-from models.segmentation.union_find import union_find
-from models.segmentation.watershed import watershed
+from models.geometry import Triple
+from models.segmentation.hierarchy import IdMap
+from models.segmentation.merge_tree import MergeTree
+from models.segmentation.region_graph import RegionGraph
+from models.segmentation.whole import segment_whole
 from services.pipelines.segment import create_arrays
-from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions, stage_keys
+from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions
+from services.stages.node_tables import read_map
 
 Affinities = NDArray[np.uint8]
 
@@ -30,48 +27,37 @@ class Result:
     supervoxels: NDArray[np.uint64]
     segments: NDArray[np.uint64]
     graph: RegionGraph
-    basins: MergeTree
+    ids: NDArray[np.uint64]
+    basins: NDArray[np.uint64]
     merges: MergeTree
 
 
 def whole(affinities: Affinities, options: SegmentOptions) -> Result:
     low, high = max(1, round(255 * options.watershed.low)), round(255 * options.watershed.high)
-    supervoxels = watershed(affinities, low=low, high=high)
-    graph = region_graph(affinities, supervoxels)
-    ids, sizes = segment_sizes(supervoxels)
     settings = options.agglomeration
-    basins = merge_small_basins(
-        graph,
-        Segments.of(ids, sizes),
-        size_threshold=settings.basin_voxels,
-        min_affinity=max(1, round(255 * settings.basin_affinity)),
+    found = segment_whole(
+        affinities,
+        low=low,
+        high=high,
+        basin_voxels=settings.basin_voxels,
+        basin_affinity=max(1, round(255 * settings.basin_affinity)),
+        floor=settings.floor,
     )
-    left = basins.segments
-    merges = agglomerate(basins.graph, settings.floor, Segments.of(left.ids, left.sizes)).merges
-    basin_of = relabelled(supervoxels, *union_find(basins.merges.a, basins.merges.b), missing="keep")
-    segments = relabelled(basin_of, *cut(merges, settings.threshold), missing="keep")
-    return Result(supervoxels, segments, graph, MergeTree.joined([basins.merges]), MergeTree.joined([merges]))
+    return Result(
+        found.supervoxels,
+        found.segments_at(settings.threshold),
+        found.graph,
+        found.ids,
+        found.basins,
+        MergeTree.joined([found.merges]),
+    )
 
 
 def in_chunks(
     affinities: Affinities, options: SegmentOptions, chunk: Triple, out: str, rng: np.random.Generator
 ) -> Run:
     z, y, x = affinities.shape[1:]
-    run = Run(
-        image="",
-        out=out,
-        model="",
-        model_name="",
-        model_sha256="",
-        voxel_size_nm=(10, 10, 10),
-        offset_voxels=(0, 0, 0),
-        volume_shape=(z, y, x),
-        domain=Box.from_shape((z, y, x)),
-        chunk_shape=chunk,
-        threads=1,
-        options=options,
-        keys=stage_keys("given", options, ()),
-    )
+    run = given_affinities((z, y, x), options, chunk, out)
     create_arrays(run, "predict")
     run.volume("affinities.zarr", writable=True).write(run.domain, affinities)
     for phase in ("watershed", "agglomerate", "relabel"):
@@ -81,15 +67,17 @@ def in_chunks(
 
 def collected(run: Run) -> Result:
     arrays = (run.volume(name).read(run.domain) for name in ("supervoxels.zarr", "segmentation.zarr"))
-    return Result(*arrays, region_graph_of(run), merges_of(run, "basins"), merges_of(run, "merges"))
+    maps = IdMap.joined([read_map(run.folder, f"agglomeration/basin_of/{chunk.name}") for chunk in run.grid])
+    return Result(*arrays, region_graph_of(run), maps.keys, maps.values, merges_of(run))
 
 
 def assert_same(found: Result, expected: Result) -> None:
     np.testing.assert_array_equal(found.supervoxels, expected.supervoxels)
     assert found.graph == expected.graph
-    for name in ("basins", "merges"):
-        for field in ("a", "b", "affinity_sum", "face_count"):
-            np.testing.assert_array_equal(getattr(getattr(found, name), field), getattr(getattr(expected, name), field))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.basins, expected.basins)
+    for field in ("a", "b", "affinity_sum", "face_count"):
+        np.testing.assert_array_equal(getattr(found.merges, field), getattr(expected.merges, field))
     np.testing.assert_array_equal(found.segments, expected.segments)
 
 

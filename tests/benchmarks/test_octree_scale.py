@@ -1,0 +1,90 @@
+"""Segmentation from given affinities as the volume grows: cost per voxel, Ray's share, memory, and what reaches each
+level of the octree.
+
+`PETAVOXEL_AFFINITIES` names affinities (3, z, y, x) of uint8 in an `.npy`; they are tiled by reflection.
+"""
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pipeline_runs import given_affinities, merges_of, run_phase_in_process
+
+from infra.cluster import cluster
+from models.geometry import Box, Triple
+from services.pipelines.segment import create_arrays, run_phase
+from services.pipelines.stage import Summary
+from services.run import Run, SegmentOptions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+PHASES = ("watershed", "agglomerate", "relabel")
+OPTIONS = SegmentOptions(skeletons=None)
+
+
+@pytest.fixture(scope="module")
+def affinities() -> NDArray[np.uint8]:
+    path = os.environ.get("PETAVOXEL_AFFINITIES")
+    if not path:
+        pytest.skip("PETAVOXEL_AFFINITIES names no affinities")
+    found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return found
+
+
+def tiled(affinities: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """A box of the map, tiled by reflection; edges are reflected like voxels, which keeps their statistics."""
+    index = []
+    for start, stop, extent in zip(box.start, box.stop, affinities.shape[1:], strict=True):
+        place = np.arange(start, stop) % (2 * extent)
+        index.append(np.where(place < extent, place, 2 * extent - 1 - place))
+    return np.ascontiguousarray(affinities[(slice(None), *np.ix_(*index))])
+
+
+def prepared(affinities: NDArray[np.uint8], shape: Triple, chunk: Triple, out: str) -> Run:
+    run = given_affinities(shape, OPTIONS, chunk, out)
+    create_arrays(run, "predict")
+    volume = run.volume("affinities.zarr", writable=True)
+    for part in run.grid:
+        volume.write(part.box, tiled(affinities, part.box))
+    run.folder.write_json("progress/phases/predict.json", {"key": run.phase_key("predict")})
+    return run
+
+
+def test_ten_chunkings_of_a_real_map(affinities: NDArray[np.uint8], tmp_path: Path) -> None:
+    shape = tuple(min(250, n) for n in affinities.shape[1:])
+    rng = np.random.default_rng(0)
+    results = []
+    for number, chunk in enumerate([shape, *(tuple(int(n) for n in rng.integers(48, 160, 3)) for _ in range(10))]):
+        run = prepared(affinities, shape, chunk, str(tmp_path / f"run{number}"))
+        for phase in PHASES:
+            run_phase_in_process(run, phase, rng=rng)
+        labels = (run.volume(name).read(run.domain) for name in ("supervoxels.zarr", "segmentation.zarr"))
+        results.append([*labels, *(getattr(merges_of(run), name) for name in ("a", "b", "affinity_sum"))])
+        run.folder.remove("")
+        for found, expected in zip(results[-1], results[0], strict=True):
+            np.testing.assert_array_equal(found, expected, err_msg=f"chunks {chunk}")
+        del results[1:]
+
+
+@pytest.mark.parametrize("side", [256, 512, 1024])
+def test_cost_per_voxel(side: int, affinities: NDArray[np.uint8], tmp_path: Path) -> None:
+    run = prepared(affinities, (side, side, side), (128, 128, 128), str(tmp_path / "out"))
+    cores = os.cpu_count() or 1
+    with cluster():
+        began, summary = time.monotonic(), Summary()
+        for phase in PHASES:
+            run_phase(run, phase, summary)
+        wall = time.monotonic() - began
+    busy = sum(stage.totals.get("seconds", 0) for stage in summary.stages)
+    print(f"\n{side}^3, {len(run.grid)} chunks: {wall:.1f} s, {busy / side**3 * 1e9:.1f} ns of work per voxel,")
+    print(f"Ray's share {1 - busy / (wall * cores):.1%} of {cores} cores")
+    for stage in summary.stages:
+        figures = {name: value for name, value in stage.totals.items() if name not in ("seconds", "tries")}
+        print(
+            f"{stage.stage:16} {stage.chunks:5} {stage.seconds:7.1f} s {stage.totals.get('seconds', 0):8.1f} s", figures
+        )
+    print(f"largest child process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
+    run.folder.remove("")
