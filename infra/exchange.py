@@ -10,7 +10,7 @@ sort. No task opens more than 64 files, nor holds much more than 16 sources wrot
     pass 1: group 0     group 1     the same sections; 64 groups →
               └───────┬───────┘
     pass 2: (group 0, section p)    64 sections (bits 6 to 11)
-                      └ bucket p·64 + q: section q
+                      └ bucket p·64 + q: section q of at most 64 files
 
 The number of buckets follows from the number of sources alone, never from a machine. What a bucket sees does not depend
 on the order in which sources and passes were done: records come by ascending id, then by source.
@@ -36,7 +36,7 @@ from models.geometry import Box, Chunk
 _BITS = 6
 _GROUP = 1 << _BITS
 _NEIGHBOURS = 16
-_SOURCES_PER_BUCKET = 4
+_SOURCES_PER_BUCKET = 16
 _HEAD = struct.Struct("<QQQ")  # id, count, bytes of content
 _id = attrgetter("id")
 

@@ -24,7 +24,10 @@ def records_of(source: int, segments: int) -> list[Record]:
     return [Record(i, source, rng.randbytes(rng.randrange(4) * 5)) for i in ids]
 
 
-@pytest.mark.parametrize(("sources", "passes", "buckets"), [(1, 0, 1), (5, 0, 2), (100, 1, 32), (270, 2, 128)])
+CASES = [(1, 0, 1), (16, 0, 1), (17, 1, 2), (100, 1, 8), (1100, 2, 128)]
+
+
+@pytest.mark.parametrize(("sources", "passes", "buckets"), CASES)
 def test_everything_arrives_once_in_order(sources: int, passes: int, buckets: int) -> None:
     exchange = Exchange(Folder(f"memory://exchange/{sources}"), sources)
     assert (exchange.passes, exchange.buckets, len(exchange.units())) == (passes, buckets, buckets)
@@ -55,11 +58,11 @@ def test_everything_arrives_once_in_order(sources: int, passes: int, buckets: in
     exchange.folder.remove("")
 
 
-@pytest.mark.parametrize("sources", [1, 4, 5, 16, 17, 256, 257, 4096, 16384, 16385, 10**6, 6 * 10**7])
+@pytest.mark.parametrize("sources", [1, 16, 17, 257, 1024, 1025, 65536, 65537, 10**6, 6 * 10**7])
 def test_no_task_opens_more_than_64_files_whatever_the_volume(sources: int) -> None:
     exchange = Exchange(Folder("memory://exchange/plan"), sources)
-    assert exchange.sources / exchange.buckets <= 4
-    assert exchange._files(exchange.passes) <= 16
+    assert exchange.sources / exchange.buckets <= 16
+    assert exchange._files(exchange.passes) <= 64
     assert sum(exchange._widths) == exchange.bits
     assert all(width <= 6 for width in exchange._widths)
     if exchange.passes and sources < 10**5:
@@ -82,7 +85,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
 
 
 def test_the_same_records_make_the_same_bytes(tmp_path: Path) -> None:
-    exchange = Exchange(Folder(str(tmp_path)), 9)
+    exchange = Exchange(Folder(str(tmp_path)), 99)
     records = records_of(1, 50)
     buckets = np.array([bucket_of(exchange, record.id) for record in records])
     first = exchange.write(0, records, buckets)
