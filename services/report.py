@@ -20,7 +20,7 @@ from models.metrics.contingency import ContingencyTable
 from models.metrics.objects import object_terms
 from services.evaluate import SegmentationScores, scores_of
 from services.label_pair import LabelPair
-from services.overlay import Slice, picture
+from services.overlay import blend
 from services.report_page import Page
 from services.sweep import Sweep, evaluate_sweep
 from services.worst_objects import Kind, WorstObject, locate, worst_objects
@@ -28,6 +28,8 @@ from services.worst_objects import Kind, WorstObject, locate, worst_objects
 _SHOWN_NM = 2500.0
 """Half the extent of a picture around a mistake, cut to `_SHOWN_VOXELS`."""
 _SHOWN_VOXELS = 160
+_COLUMN, _GAP = 360, 6
+"""Pixels: width of a column of a picture, and between them."""
 
 
 def write_report(
@@ -132,8 +134,7 @@ def _add_worst(page: Page, pair: LabelPair, table: ContingencyTable, shown: _Sho
             [(str(o.truth), o.voxels, o.cost_bits, o.segments, o.others) for o in found],
         )
         for item, place in zip(found, locate(pair, found), strict=True):
-            caption = f"object {item.truth}, {kind}: {item.cost_bits:.4f} bits, at {place} (z, y, x)"
-            page.picture(_picture(pair, item, place, shown), caption)
+            page.picture(*_picture(pair, item, place, shown))
 
 
 def _score_rows(scores: SegmentationScores) -> Iterator[tuple[object, ...]]:
@@ -148,8 +149,8 @@ def _score_rows(scores: SegmentationScores) -> Iterator[tuple[object, ...]]:
         yield name, value, str(scores.intervals.get(key, "too few objects"))
 
 
-def _picture(pair: LabelPair, item: WorstObject, place: Triple, shown: _Shown) -> bytes:
-    """One section around a mistake as JPEG: image, the segments in question, the true objects in question."""
+def _picture(pair: LabelPair, item: WorstObject, place: Triple, shown: _Shown) -> tuple[bytes, str]:
+    """One section around a mistake as JPEG, and its caption: image, segments in question, true objects in question."""
     half = [min(_SHOWN_VOXELS, max(16, round(_SHOWN_NM / extent))) for extent in shown.voxel_size_nm[1:]]
     (z, y, x) = place
     around = Box((z, y - half[0], x - half[1]), (z + 1, y + half[0], x + half[1])).intersection(pair.box)
@@ -161,12 +162,24 @@ def _picture(pair: LabelPair, item: WorstObject, place: Triple, shown: _Shown) -
         segments = np.where(pred == item.segment, pred, 0)
         objects = np.where(pred == item.segment, truth, 0)
     origin = [a + b for a, b in zip(pair.shift, shown.covered.start, strict=True)]
-    in_image = around.shifted((origin[0], origin[1], origin[2]))
-    piece = Slice(0, z, shown.image.read(in_image)[0], (segments, objects))
-    drawn = Image.open(io.BytesIO(picture([piece], voxel_size_nm=shown.voxel_size_nm, caption="")))
+    section = shown.image.read(around.shifted((origin[0], origin[1], origin[2])))[0].astype(np.float64)
+    low, high = np.percentile(section, (0.5, 99.5))
+    grey = Image.fromarray(np.uint8(255 * np.clip((section - low) / max(high - low, 1e-9), 0, 1)))
+    heights = [extent * size for extent, size in zip(section.shape, shown.voxel_size_nm[1:], strict=True)]
+    size = (_COLUMN, max(1, round(_COLUMN * heights[0] / heights[1])))
+    base = np.asarray(grey.resize(size, Image.Resampling.BICUBIC))
+    rows, columns = (np.arange(n) * extent // n for n, extent in zip(base.shape, section.shape, strict=True))
+    nearest = np.ix_(rows, columns)
+    panels = [np.repeat(base[..., None], 3, axis=2), blend(base, segments[nearest]), blend(base, objects[nearest])]
+    gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     sink = io.BytesIO()
-    drawn.convert("RGB").save(sink, "jpeg", quality=85)
-    return sink.getvalue()
+    Image.fromarray(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)).save(sink, "jpeg", quality=85)
+    extent_um = " x ".join(f"{extent / 1000:.2f}" for extent in heights)
+    caption = (
+        f"object {item.truth}, {item.kind}: {item.cost_bits:.4f} bits; xy at {place} (z, y, x), {extent_um} um: "
+        "image, segments, truth"
+    )
+    return sink.getvalue(), caption
 
 
 def _training_page(folder: Folder) -> Page:
