@@ -173,9 +173,10 @@ def test_serve_config_is_what_serve_and_petavoxel_read(helm4: Helm, path: Path |
     assert deploy.logging_config is not None
     [application] = deploy.applications
     config = ServeConfig.read(application.args)
-    values = yaml.safe_load((path or CHART / "values.yaml").read_text())
-    given = {key: value for key, value in values["serve"]["config"].items()}
-    assert config == ServeConfig.read({**given, "host": "0.0.0.0"})
+    given: dict[str, Any] = {"host": "0.0.0.0"}
+    for source in [CHART / "values.yaml", *_values(path)]:
+        given |= yaml.safe_load(source.read_text())["serve"]["config"]
+    assert config == ServeConfig.read(given)
     module, _, function = application.import_path.partition(":")
     assert (module, function) == ("services.deploy", "build")
 
