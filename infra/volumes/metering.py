@@ -16,6 +16,8 @@ from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
+from infra.volumes.patience import expect_bytes
+
 if TYPE_CHECKING:
     from aiohttp import TraceConfig
 
@@ -83,7 +85,10 @@ def metered() -> Iterator[dict[str, int]]:
 
 @cache
 def http_trace() -> TraceConfig:
-    """The tracer that counts what an aiohttp session does; requests that found no connection do not count."""
+    """The tracer that counts what an aiohttp session does; requests that found no connection do not count.
+
+    It also tells the running operation's time limit how many bytes are on their way.
+    """
     from aiohttp import TraceConfig
 
     async def sent(session: Any, context: Any, request: Any) -> None:
@@ -94,6 +99,7 @@ def http_trace() -> TraceConfig:
 
     async def answered(session: Any, context: Any, end: Any) -> None:
         content, into = end.response.content, _aside.get()
+        expect_bytes(0 if end.method == "HEAD" else end.response.content_length or 0)
         content.on_eof(lambda: book({"bytes_in": content.total_bytes and content.total_raw_bytes}, into))
 
     trace = TraceConfig()

@@ -22,6 +22,7 @@ from infra.settings import Settings
 from infra.volumes.failures import storage_errors
 from infra.volumes.location import Location
 from infra.volumes.metering import count, http_trace
+from infra.volumes.patience import Patience, operation_limit
 from models.errors import InvalidVolume, RuntimeUnavailable
 
 AMAZON_ATTEMPTS = 6
@@ -54,13 +55,14 @@ def _google(settings: Settings, asynchronous: bool) -> AbstractFileSystem:
         log.setLevel(logging.CRITICAL)
     emulator = os.environ.get("STORAGE_EMULATOR_HOST") or None
     silence = min(settings.storage_request_timeout_s, settings.storage_timeout_s)
+    patience = Patience(silence, settings.storage_slowest_bytes_per_s)
     return GCSFileSystem(
         token="anon" if settings.storage_anonymous or emulator else None,
         asynchronous=asynchronous,
         endpoint_url=emulator,  # said here, so that fsspec does not hand out an instance for another address
-        requests_timeout=ClientTimeout(total=settings.storage_timeout_s, sock_connect=silence, sock_read=silence),
+        requests_timeout=ClientTimeout(sock_connect=silence),
         timeout=settings.storage_timeout_s,
-        session_kwargs={"trace_configs": [http_trace()]},
+        session_kwargs={"trace_configs": [http_trace()], "middlewares": (patience,)},
         use_listings_cache=False,
     )
 
@@ -202,8 +204,12 @@ class Objects:
         fs = self._fs
         if fs is None or not fs.async_impl:
             return getattr(fs, method)(*args, **kwargs)
-        limit = self._settings.timeout_s(nbytes)
-        return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit, **kwargs)
+
+        async def limited() -> Any:
+            async with operation_limit(self._settings, nbytes):
+                return await getattr(fs, f"_{method}")(*args, **kwargs)
+
+        return fsspec.asyn.sync(fs.loop, limited)
 
 
 def _local_bytes(path: Path) -> bytes:

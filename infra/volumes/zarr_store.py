@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +16,7 @@ from infra.settings import Settings
 from infra.volumes.failures import translated
 from infra.volumes.location import Location
 from infra.volumes.metering import count
+from infra.volumes.patience import operation_limit
 from infra.volumes.stores import file_system
 from models.errors import StorageFailed
 
@@ -79,12 +80,13 @@ class GuardedStore(WrapperStore[Store]):
             await self._store.fs._rm_file(path)  # type: ignore[attr-defined]
 
     async def _guarded(self, key: str, operation: Awaitable[_T], nbytes: int = 0) -> _T:
-        limit = self._settings.timeout_s(nbytes)
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(limit):
+            async with operation_limit(self._settings, nbytes):
                 return await operation
         except TimeoutError as error:
-            raise StorageFailed(f"object {key}: the store did not answer within {limit:.0f} s") from error
+            waited = time.monotonic() - began
+            raise StorageFailed(f"object {key}: the store did not answer within {waited:.0f} s") from error
         except Exception as error:
             raise translated(error, f"object {key}") from error
 

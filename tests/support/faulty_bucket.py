@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
-Kind = Literal["status", "cut", "reset", "lost", "stall", "delay", "stale", "gone"]
+Kind = Literal["status", "cut", "reset", "lost", "stall", "delay", "slow", "stale", "gone"]
+
+STEPS = 20
+"""Parts in which slow bodies travel."""
 
 
 @dataclass
@@ -25,7 +28,8 @@ class Fault:
     status: answered with `status` (and `retry_after` seconds) without asking the bucket; cut: the true head and the
     first half of the body, then the end of the connection; reset: the connection is reset before an answer, the bucket
     never asked; lost: the same, but after the bucket has done what was asked; stall: no answer until the proxy closes;
-    delay: the answer `seconds` late; stale: the first answer to this request again, where there was one; gone: 404.
+    delay: the answer `seconds` late; slow: an upload, or the answer to a GET, takes `seconds`; stale: the first answer to
+    this request again, where there was one; gone: 404.
     `skip` matches are let through first, `count` at most are hit.
     """
 
@@ -129,9 +133,9 @@ class FaultyBucket:
         if b"\nexpect: 100-continue" in head.lower():
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"(?i)\r\nexpect: 100-continue", b"", head)
-        body = await _body(reader, head, b"")
         fault = self._fault(method, path)
         kind = fault.kind if fault else None
+        body = await _body(reader, head, b"", fault.seconds if fault and kind == "slow" else 0)
 
         def record(status: int, answer: bytes) -> None:
             content = _decoded(answer)
@@ -173,8 +177,12 @@ class FaultyBucket:
             end = answer.index(b"\r\n\r\n") + 4
             answer = answer[: end + (len(answer) - end) // 2]
         record(int(answer.split(b" ", 2)[1]), b"" if method == "HEAD" else answer)
-        writer.write(answer)
-        await writer.drain()
+        slow_s = fault.seconds if fault and kind == "slow" and method == "GET" else 0
+        step = -(-len(answer) // STEPS) if slow_s else len(answer)
+        for start in range(0, len(answer), step):
+            writer.write(answer[start : start + step])
+            await writer.drain()
+            await asyncio.sleep(slow_s / STEPS)
         return kind != "cut" and b"\nconnection: close" not in answer.lower()
 
     async def _ask(self, method: str, request: bytes) -> bytes:
@@ -218,8 +226,11 @@ def _header(head: bytes, name: bytes) -> bytes | None:
     return found.group(1) if found else None
 
 
-async def _body(reader: asyncio.StreamReader, head: bytes, without: bytes | None) -> bytes:
-    """The bytes of a body as they are sent; `without` for a message that gives no length, None: up to the end."""
+async def _body(reader: asyncio.StreamReader, head: bytes, without: bytes | None, seconds: float = 0) -> bytes:
+    """The bytes of a body as they are sent; `without` for a message that gives no length, None: up to the end.
+
+    One that gives its length is read in `seconds`.
+    """
     if (_header(head, b"transfer-encoding") or b"").lower() == b"chunked":
         parts: list[bytes] = []
         while True:
@@ -229,6 +240,13 @@ async def _body(reader: asyncio.StreamReader, head: bytes, without: bytes | None
             if not size:
                 return b"".join(parts)
     length = _header(head, b"content-length")
+    if length is not None and seconds:
+        pieces = []
+        step = -(-int(length) // STEPS)
+        for start in range(0, int(length), max(1, step)):
+            pieces.append(await reader.readexactly(min(step, int(length) - start)))
+            await asyncio.sleep(seconds / STEPS)
+        return b"".join(pieces)
     if length is not None:
         return await reader.readexactly(int(length))
     return await reader.read() if without is None else without

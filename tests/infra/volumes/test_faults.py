@@ -104,6 +104,24 @@ def test_small_objects_survive_faults_of_a_moment(faulty: Any) -> None:
     assert folder.names() == ["a.bin"]
 
 
+def test_slow_is_not_silent(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits grow with what there is to move; a link that is below the slowest rate is given up."""
+    monkeypatch.setenv("PETAVOXEL_STORAGE_REQUEST_TIMEOUT_S", "1.5")
+    monkeypatch.setenv("PETAVOXEL_STORAGE_TIMEOUT_S", "1.5")
+    folder = Folder(faulty.url)
+    content = bytes(4_000_000)
+    faulty.proxy.faults = [Fault("slow", "PUT|POST|GET", seconds=2.5)]
+    folder.write("a", content)
+    assert folder.read("a") == content
+    faulty.proxy.faults = [Fault("slow", "GET", seconds=60)]
+    monkeypatch.setenv("PETAVOXEL_STORAGE_REQUEST_TIMEOUT_S", "30")
+    monkeypatch.setenv("PETAVOXEL_STORAGE_SLOWEST_BYTES_PER_S", "4e6")
+    began = time.monotonic()
+    with pytest.raises(StorageFailed, match="a: the store did not answer in time"):
+        folder.read("a")
+    assert time.monotonic() - began < 8
+
+
 BUSY, CUT, RESET, STALL = Fault("status", status=503), Fault("cut"), Fault("reset"), Fault("stall")
 LATE, TOO_MANY = Fault("delay", seconds=30), Fault("status", status=429, retry_after=1)
 LASTING = [("", fault) for fault in (BUSY, TOO_MANY, CUT, RESET, STALL, LATE)]
