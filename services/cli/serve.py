@@ -18,6 +18,7 @@ def serve(
     model_folder: Annotated[
         str | None, typer.Option(help="Folder whose subfolders are models too; new ones are served without a restart.")
     ] = None,
+    rescan_s: Annotated[float, typer.Option(help="How often that folder is looked through.")] = 10.0,
     models_per_replica: Annotated[int, typer.Option(help="Models that one process keeps loaded.")] = 4,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,

@@ -73,6 +73,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
+        **_logging(config),
     )
     application: serve.Application = ingress.bind(config, models.bind(catalog.entries, config), segmenters.bind(config))
     return application
@@ -104,8 +105,16 @@ def _scaled(
         health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
+        **_logging(config),
         **options,
     )
+
+
+def _logging(config: ServeConfig) -> dict[str, Any]:
+    """Serve's own lines in the same form; those about requests are left to `services.endpoints.access`."""
+    if config.log_format == "text":
+        return {}
+    return {"logging_config": {"encoding": "JSON", "enable_access_log": False}}
 
 
 def _as_deployment(kind: type, **options: Any) -> serve.Deployment:

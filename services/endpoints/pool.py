@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -23,9 +22,10 @@ from services.endpoints import logs, metrics
 from services.endpoints.backend import Call
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
+from services.endpoints.interruption import in_thread
 from services.endpoints.problems import InternalError, ModelUnavailable, Problem
 from services.endpoints.schemas import Reference, SegmentSettings
-from services.endpoints.worker import Answer, Loaded, Worker, given_up
+from services.endpoints.worker import Answer, Loaded, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -159,17 +159,6 @@ async def answered(call: Call, work: Callable[[], Awaitable[Result]]) -> Result 
         problem = Problem.of(InternalError("the model or the store failed unexpectedly; see the server's log"))
         logger.exception("request failed: %s", problem.instance)
         return problem
-
-
-async def in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread; cancellation stops it at its next patch."""
-    stop = threading.Event()
-    given_up.set(stop)
-    try:
-        return await asyncio.to_thread(work)
-    except asyncio.CancelledError:
-        stop.set()
-        raise
 
 
 def _key(entry: Entry) -> str:

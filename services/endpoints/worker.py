@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import threading
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.runtimes.session import Session
 from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
 from models.catalog import ModelCard, find_model
 from models.errors import InvalidInput, InvalidModel, InvalidVolume, NotFound, RunConflict
@@ -22,7 +19,8 @@ from services.endpoints import metrics
 from services.endpoints.batching import BatchedSession
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
-from services.endpoints.problems import DeadlineExceeded, PayloadTooLarge
+from services.endpoints.interruption import InterruptibleSession
+from services.endpoints.problems import PayloadTooLarge
 from services.endpoints.references import Prefixes
 from services.endpoints.schemas import Reference, SegmentSettings
 from services.endpoints.segmentation import compile_kernels, segment_box
@@ -32,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 WORK_PER_VOXEL = 16
 """Voxels that the network may compute per voxel of the largest image. A cube needs 2 to 8, a long thin box hundreds."""
-
-given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
-"""Set once nobody waits any longer for what this thread does."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Loaded:
             batch_size=config.max_batch,
         )
         session = BatchedSession(self.full.session, config.max_batch, self._observe)
-        self.full.session = _Interruptible(session)
+        self.full.session = InterruptibleSession(session)
         self.single = copy.copy(self.full)
         self.single.batch_size = 1
         self.single.predict(np.zeros(found.card.patch.shape, found.card.normalisation.dtype))
@@ -215,28 +210,3 @@ def _write(url: str, voxels: NDArray[Any], place: Place, card: ModelCard, **more
     )
     with create_volume(url, described) as target:
         target.write(target.box, voxels)
-
-
-class _Interruptible:
-    """A session that stops between patches once the request that it works for has been given up."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    @property
-    def device(self) -> str:
-        return self._session.device
-
-    @property
-    def precision(self) -> str:
-        return self._session.precision
-
-    @property
-    def engine(self) -> str:
-        return self._session.engine
-
-    def run(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        stop = given_up.get()
-        if stop is not None and stop.is_set():
-            raise DeadlineExceeded("the request was given up")
-        return self._session.run(patches)

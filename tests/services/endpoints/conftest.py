@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -20,6 +23,7 @@ from services.predict import Predictor
 
 SHAPE = (50, 61, 33)
 MAX_BYTES = 4_000_000
+MAX_SEGMENT_VOXELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     log: Path
+
+    def replicas(self, deployment: str = "") -> set[int]:
+        """Process ids of the replicas of a deployment, or of all."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return {child.pid for child in children if f"ServeReplica:petavoxel:{deployment}" in " ".join(child.cmdline())}
 
 
 @contextmanager
@@ -88,11 +97,34 @@ def float_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model
 
 
 @pytest.fixture(scope="session")
-def server(
-    model: Model, float_model: Model, volumes: Path, outputs: Path, tmp_path_factory: pytest.TempPathFactory
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the server finds new models; empty at its start."""
+    return tmp_path_factory.mktemp("model_folder")
+
+
+@pytest.fixture(scope="session")
+def metrics_port() -> int:
+    """Where the server's Ray exports its metrics."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(  # noqa: PLR0917
+    model: Model,
+    float_model: Model,
+    volumes: Path,
+    outputs: Path,
+    model_folder: Path,
+    metrics_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A server with two models and generous limits."""
+    """A server with two models, a folder for more, and generous limits; it keeps two models loaded at a time."""
     options = ["--model", str(model.folder), "--model", str(float_model.folder), "--max-bytes", str(MAX_BYTES)]
+    options += ["--model-folder", str(model_folder), "--rescan-s", "0.2", "--models-per-replica", "2"]
+    options += ["--max-segment-voxels", str(MAX_SEGMENT_VOXELS)]
+    options += ["--metrics-port", str(metrics_port), "--log-format", "json"]
     options += ["--volumes", str(volumes), "--outputs", str(outputs)]
     with running(tmp_path_factory.mktemp("server"), *options) as server:
         yield server
@@ -102,6 +134,22 @@ def server(
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def put_model(model: Model) -> Callable[..., None]:
+    """`put_model(folder, name, version, content)` makes a model out of the small one; `content` replaces its file."""
+
+    def put(folder: Path, name: str, version: str, content: bytes | None = None) -> None:
+        content = model.onnx_path.read_bytes() if content is None else content
+        file = replace(model.card.file, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        making = folder.parent / f"making-{name}-{version}"
+        making.mkdir()
+        (making / file.name).write_bytes(content)
+        (making / CARD_NAME).write_text(replace(model.card, name=name, version=version, file=file).to_json())
+        making.rename(folder / f"{name}-{version}")
+
+    return put
 
 
 @pytest.fixture(scope="session")
