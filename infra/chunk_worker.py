@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from infra.attempt import attempt
+from infra.prefetch import Prefetched
+from infra.volumes.metering import metered
 from models.errors import PetavoxelError, StorageFailed
 from models.geometry import Box, Chunk
 
@@ -56,19 +58,25 @@ class Worker:
         """Rows of what happened last: that a chunk has begun, its report or error, often with the next one's begin."""
         worker = {"host": socket.gethostname(), "pid": os.getpid()}
         happened: list[Message] = []
-        for text in batch["row"]:
-            row = json.loads(str(text))
-            chunk = Chunk(tuple(row["index"]), Box.parse(row["box"]))
+        rows = [json.loads(str(text)) for text in batch["row"]]
+        chunks = [Chunk(tuple(row["index"]), Box.parse(row["box"])) for row in rows]
+        for row, chunk, following in zip(rows, chunks, [*chunks[1:], None], strict=True):
             yield _row([*happened, _message("started", chunk, **worker)])
-            happened = [self._work(chunk, int(row["try"]))]
+            with metered() as requests:
+                happened = [self._work(chunk, following, int(row["try"]))]
+            if happened[0]["kind"] == "done":
+                happened[0]["report"] |= {f"io_{name}": value for name, value in requests.items() if value}
         yield _row(happened)
 
-    def _work(self, chunk: Chunk, first: int) -> Message:
+    def _work(self, chunk: Chunk, following: Chunk | None, first: int) -> Message:
+        """Do a chunk; `following` is the one that this worker will do next, if that is known."""
         began, cause = time.monotonic(), ""
         for number in range(first, first + self._rules.tries):
             try:
                 with attempt(number), time_limit(self._rules.timeout_s):
                     self._apply = self._apply or self._make(*self._arguments)
+                    if isinstance(self._apply, Prefetched):
+                        self._apply.expect(following)
                     report = self._apply(chunk)
             except StorageFailed as error:
                 cause = f"{error} (tried {number} times)"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from infra.chunk_map import ChunkFunction, Report
+from infra.prefetch import Prefetched
 from infra.volumes import open_volume
 from infra.written import Written
 from models.geometry import Chunk
@@ -20,11 +25,16 @@ def predict(run: Run) -> ChunkFunction:
     affinities = run.volume("affinities.zarr", writable=True)
     ledger = run.ledger("predict")
 
-    def apply(chunk: Chunk) -> Report:
-        predicted = predictor.predict_box(image.read, run.volume_shape, chunk.box)
+    plan = predictor.plan(run.volume_shape)
+
+    def load(chunk: Chunk) -> NDArray[Any]:
+        return image.read(plan.context_box(chunk.box))
+
+    def work(chunk: Chunk, values: NDArray[Any]) -> Report:
+        predicted = predictor.predict_box(lambda _: values, run.volume_shape, chunk.box)
         box = run.local(chunk.box)
         affinities.write(box, predicted)
         ledger.mark(chunk, [Written.voxels(affinities.url, box, predicted)])
         return {}
 
-    return apply
+    return Prefetched(load, work)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.chunk_map import ChunkFunction, Report
+from infra.prefetch import Prefetched
 from infra.written import Written
 from models.geometry import Box, Chunk, Triple, VoxelSize
 from models.segmentation.coarsening import most_frequent
@@ -27,13 +31,15 @@ def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:
     coarser = run.volume("segmentation.zarr", writable=True, level=level)
     ledger = run.ledger(f"pyramid_{level}")
 
-    def apply(chunk: Chunk) -> Report:
-        box = chunk.box
-        start, stop = (tuple(a * f for a, f in zip(corner, factor, strict=True)) for corner in (box.start, box.stop))
-        source = Box(start, stop).intersection(finer.box)  # type: ignore[arg-type]
-        small = most_frequent(finer.read(source), factor)
+    def load(chunk: Chunk) -> NDArray[np.uint64]:
+        corners = (chunk.box.start, chunk.box.stop)
+        start, stop = (tuple(a * f for a, f in zip(corner, factor, strict=True)) for corner in corners)
+        return finer.read(Box(start, stop).intersection(finer.box))  # type: ignore[arg-type]
+
+    def work(chunk: Chunk, labels: NDArray[np.uint64]) -> Report:
+        box, small = chunk.box, most_frequent(labels, factor)
         coarser.write(box, small)
         ledger.mark(chunk, [Written.voxels(coarser.url, box, small, level)])
         return {}
 
-    return apply
+    return Prefetched(load, work)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.chunk_map import ChunkFunction, Report
+from infra.prefetch import Prefetched
 from infra.written import Written
 from models.geometry import Chunk
+from models.segmentation.hierarchy import IdMap
 from models.segmentation.relabel import relabelled
 from services.run import Run
 from services.stages.node_tables import read_map
@@ -16,12 +21,15 @@ def relabel(run: Run) -> ChunkFunction:
     segmentation = run.volume("segmentation.zarr", writable=True)
     ledger = run.ledger("relabel")
 
-    def apply(chunk: Chunk) -> Report:
-        box = run.local(chunk.box)
+    def load(chunk: Chunk) -> tuple[IdMap, NDArray[np.uint64]]:
         known = read_map(run.folder, f"agglomeration/segment_of/{chunk.name}")
-        segments = relabelled(supervoxels.read(box), known.keys, known.values)
+        return known, supervoxels.read(run.local(chunk.box))
+
+    def work(chunk: Chunk, inputs: tuple[IdMap, NDArray[np.uint64]]) -> Report:
+        box, (known, labels) = run.local(chunk.box), inputs
+        segments = relabelled(labels, known.keys, known.values)
         segmentation.write(box, segments)
         ledger.mark(chunk, [Written.voxels(segmentation.url, box, segments)])
         return {}
 
-    return apply
+    return Prefetched(load, work)

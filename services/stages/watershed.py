@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.chunk_map import ChunkFunction, Report
+from infra.prefetch import Prefetched
 from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.region_graph import region_graph, segment_sizes
@@ -21,9 +25,11 @@ def watershed(run: Run) -> ChunkFunction:
     fragments = run.volume("work/watershed/fragments.zarr", writable=True)
     ledger = run.ledger("watershed")
 
-    def apply(chunk: Chunk) -> Report:
+    def load(chunk: Chunk) -> NDArray[np.uint8]:
+        return affinities.read(run.local(chunk.box.grown(HALO).intersection(run.domain)))
+
+    def work(chunk: Chunk, values: NDArray[np.uint8]) -> Report:
         read_box = chunk.box.grown(HALO).intersection(run.domain)
-        values = affinities.read(run.local(read_box))
         found = watershed_chunk(values, read_box, chunk.box, run.domain, run.volume_shape, low=low, high=high)
         inner = values[(slice(None), *chunk.box.slices(read_box.start))]
         graph = region_graph(inner, found.fragments)
@@ -45,4 +51,4 @@ def watershed(run: Run) -> ChunkFunction:
         ledger.mark(chunk, outputs)
         return {"fragments": int(ids.size), "edges": len(graph)}
 
-    return apply
+    return Prefetched(load, work)
