@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.objects import Arrays
 from infra.volumes import Volume, open_volume
+from infra.written import checksum
 from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Box, VoxelSize
 from models.metrics.contingency import ContingencyTable, contingency_table, merge_tables
 from models.metrics.run_length import RunLength, RunLengthConvention, TrueSkeletons, cable_graph, expected_run_length
 from services.evaluate import SEED
-from services.label_pair import LabelPair, check_labels, check_placement, check_voxel_size
+from services.label_pair import LabelPair, Progress, check_labels, check_placement, check_voxel_size
 from services.stages.skeletonize import SkeletonOptions
 from services.true_skeletons import Cable, has_skeletons, read_skeletons, trace_labels
 
@@ -63,55 +65,116 @@ class RunLengthScores:
         }
 
 
-def evaluate_skeletons(
-    prediction: str,
-    truth: str,
-    *,
-    convention: RunLengthConvention | None = None,
-    mask: str | None = None,
-    box: str | Box | None = None,
-    spacing_nm: float | None = None,
-    min_cable_nm: float = 0.0,
-    swc_unit: str = "nm",
-    tracing: SkeletonOptions | None = None,
-    voxel_size_nm: VoxelSize | None = None,
-    samples: int = 1000,
-) -> RunLengthScores:
-    """Score a label volume against true skeletons: files (see `read_skeletons`), or a label volume that is traced here.
+@dataclass(frozen=True, eq=False)
+class RunLengthMeasure:
+    """Which segment the nodes of the true skeletons lie in, for any box of the prediction. Picklable, with its nodes.
 
-    Vertices are in nm in the physical frame of the prediction, whose voxel (0, 0, 0) lies at its offset. `box` is in
-    voxels of the prediction. `mask`: a volume of the prediction's shape, not 0 where no segment of a true skeleton may
-    be. Raises the storage errors; `InvalidVolume` for volumes that do not fit or a voxel size that is not known,
-    `InvalidInput` where no cable is left to score.
+    `voxels`: int64 (n, 3), the nodes' voxels of the prediction; `mask`: the opened no-merge mask, if there is one.
     """
-    pred = open_volume(prediction, voxel_size_nm=voxel_size_nm)
-    check_labels(pred)
-    size = pred.info.voxel_size_nm
-    if size is None:
-        raise InvalidVolume(f"{pred.url}: its voxel size is not known; say it with --voxel-size")
-    within = Box.parse(box) if isinstance(box, str) else box or pred.box
-    if not pred.box.contains(within) or within.size == 0:
-        raise InvalidInput(f"box: expected voxels within the prediction's {pred.box}, got {within}")
-    if has_skeletons(truth):
-        cables: Sequence[Cable] = read_skeletons(truth, unit=swc_unit)
-        source = "files"
-    else:
-        cables, source = _true_cables(pred, truth, within, size, tracing or SkeletonOptions())
-    graph, position = cable_graph(cables, spacing_nm=spacing_nm)
-    voxels = np.floor(position / size).astype(np.int64) - pred.info.offset_voxels
-    graph, outside = _within(graph, voxels, within, min_cable_nm)
-    segments = segments_at(pred, voxels, within)
-    masked = None if mask is None else _masked(pred, mask, within, np.unique(segments))
-    result = expected_run_length(
-        graph,
-        segments,
-        masked_segments=None if masked is None else masked.pred,
-        masked_voxels=None if masked is None else masked.counts,
-        convention=convention or RunLengthConvention(),
-        rng=np.random.default_rng(SEED) if samples else None,
-        samples=samples,
-    )
-    return RunLengthScores(pred.url, truth, source, within, size, spacing_nm, min_cable_nm, mask, outside, result)
+
+    pred: Volume
+    mask: Volume | None
+    graph: TrueSkeletons
+    voxels: NDArray[np.int64]
+    convention: RunLengthConvention
+    samples: int
+    told: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        prediction: str,
+        truth: str,
+        *,
+        convention: RunLengthConvention | None = None,
+        mask: str | None = None,
+        box: str | Box | None = None,
+        spacing_nm: float | None = None,
+        min_cable_nm: float = 0.0,
+        swc_unit: str = "nm",
+        tracing: SkeletonOptions | None = None,
+        voxel_size_nm: VoxelSize | None = None,
+        samples: int = 1000,
+    ) -> RunLengthMeasure:
+        """Open a label volume and true skeletons: files (see `read_skeletons`), or labels that are traced here.
+
+        Vertices are in nm in the physical frame of the prediction, whose voxel (0, 0, 0) lies at its offset. `box` is
+        in voxels of the prediction. `mask`: a volume of the prediction's shape, not 0 where no segment of a true
+        skeleton may be. Raises the storage errors; `InvalidVolume` for volumes that do not fit or a voxel size that is
+        not known, `InvalidInput` where no cable is left to score.
+        """
+        pred = open_volume(prediction, voxel_size_nm=voxel_size_nm)
+        check_labels(pred)
+        size = pred.info.voxel_size_nm
+        if size is None:
+            raise InvalidVolume(f"{pred.url}: its voxel size is not known; say it with --voxel-size")
+        within = Box.parse(box) if isinstance(box, str) else box or pred.box
+        if not pred.box.contains(within) or within.size == 0:
+            raise InvalidInput(f"box: expected voxels within the prediction's {pred.box}, got {within}")
+        opened = None if mask is None else _open_mask(pred, mask)
+        if has_skeletons(truth):
+            cables: Sequence[Cable] = read_skeletons(truth, unit=swc_unit)
+            source = "files"
+        else:
+            cables, source = _true_cables(pred, truth, within, size, tracing or SkeletonOptions())
+        graph, position = cable_graph(cables, spacing_nm=spacing_nm)
+        voxels = np.floor(position / size).astype(np.int64) - pred.info.offset_voxels
+        graph, outside = _within(graph, voxels, within, min_cable_nm)
+        told = {
+            "prediction": pred.url,
+            "truth": truth,
+            "skeletons": source,
+            "box": within,
+            "voxel_size_nm": size,
+            "spacing_nm": spacing_nm,
+            "min_cable_nm": min_cable_nm,
+            "mask": mask,
+            "edges_outside": outside,
+        }
+        return cls(pred, opened, graph, voxels, convention or RunLengthConvention(), samples, told)
+
+    @property
+    def box(self) -> Box:
+        """What is scored, in voxels of the prediction."""
+        box: Box = self.told["box"]
+        return box
+
+    def described(self) -> dict[str, Any]:
+        """What decides which segments are found."""
+        return {
+            "score": "run length",
+            "prediction_identity": self.pred.identity(),
+            "mask_identity": self.mask and self.mask.identity(),
+            "nodes": checksum([self.voxels]),
+            **{name: str(value) for name, value in self.told.items()},
+        }
+
+    def measured(self, box: Box, on_progress: Progress | None = None) -> Arrays:
+        """The nodes in `box` with their segments (0 left out), and voxels inside the mask by predicted id."""
+        segments = segments_at(self.pred, self.voxels, box)
+        nodes = np.flatnonzero(segments)
+        masked = merge_tables(() if self.mask is None else [_masked(LabelPair(self.pred, self.mask, box, (0, 0, 0)))])
+        if on_progress is not None:
+            on_progress(box.size, box.size)
+        return {"node": nodes, "segment": segments[nodes], "masked": masked.pred, "voxels": masked.counts}
+
+    def scores(self, parts: Iterable[Arrays]) -> RunLengthScores:
+        """The scores of what was measured in disjoint boxes."""
+        segments, tables = np.zeros(len(self.voxels), np.uint64), []
+        for part in parts:
+            segments[part["node"]] = part["segment"]
+            tables.append(ContingencyTable(part["masked"], np.ones_like(part["masked"]), part["voxels"]))
+        masked = merge_tables(tables)
+        result = expected_run_length(
+            self.graph,
+            segments,
+            masked_segments=masked.pred,
+            masked_voxels=masked.counts,
+            convention=self.convention,
+            rng=np.random.default_rng(SEED) if self.samples else None,
+            samples=self.samples,
+        )
+        return RunLengthScores(**self.told, run_length=result)
 
 
 def segments_at(volume: Volume, voxels: NDArray[np.int64], box: Box) -> NDArray[np.uint64]:
@@ -176,8 +239,7 @@ def _within(
     return clipped, int((~kept).sum())
 
 
-def _masked(pred: Volume, url: str, box: Box, wanted: NDArray[np.uint64]) -> ContingencyTable:
-    """Voxels inside the mask by predicted id, for the ids in `wanted`."""
+def _open_mask(pred: Volume, url: str) -> Volume:
     mask = open_volume(url)
     if mask.info.shape != pred.info.shape or mask.info.channels is not None or mask.info.dtype.kind not in "iub":
         raise InvalidVolume(
@@ -185,7 +247,11 @@ def _masked(pred: Volume, url: str, box: Box, wanted: NDArray[np.uint64]) -> Con
             f"{mask.info.array_shape()}"
         )
     check_placement(mask, pred)
-    pair = LabelPair(pred, mask, box, (0, 0, 0))
+    return mask
+
+
+def _masked(pair: LabelPair) -> ContingencyTable:
+    """Voxels inside the mask, which takes the place of the truth, by predicted id."""
 
     def tables() -> Iterator[ContingencyTable]:
         for block in pair.blocks():
@@ -193,5 +259,5 @@ def _masked(pred: Volume, url: str, box: Box, wanted: NDArray[np.uint64]) -> Con
             yield contingency_table(labels, (inside != 0).astype(np.uint8))
 
     table = merge_tables(tables())
-    hit = np.isin(table.pred, wanted) & (table.pred != 0)
+    hit = table.pred != 0
     return ContingencyTable(table.pred[hit], table.truth[hit], table.counts[hit])

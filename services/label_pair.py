@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,16 @@ class LabelPair:
         wanted = Box.parse(box) if isinstance(box, str) else box
         scored, shift = placement(pred, true, wanted, covered)
         return cls(pred, true, scored, shift)
+
+    def described(self) -> dict[str, Any]:
+        """Which volumes, as they are now, and what of them: what decides all that is measured."""
+        return {
+            "prediction": self.pred.url,
+            "prediction_identity": self.pred.identity(),
+            "truth": self.truth.url,
+            "truth_identity": self.truth.identity(),
+            "box": str(self.box),
+        }
 
     def blocks(self, box: Box | None = None) -> Iterator[Box]:
         """Boxes of the truth that tile `box` (default: all), aligned to what the prediction stores as one piece."""

@@ -31,6 +31,11 @@ TrueLabels = Annotated[str, typer.Argument(help="URL of the true labels (z, y, x
 VoxelSizeText = Annotated[
     str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if the volumes do not know theirs.")
 ]
+OnRay = Annotated[
+    str | None, typer.Option(help="Score on Ray; what was measured goes below this prefix, and a rerun goes on.")
+]
+ChunkOnRay = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk, with --out.")]
+AddressOfRay = Annotated[str | None, typer.Option(help="Ray cluster to join, with --out; default embedded.")]
 Draws = Annotated[int, typer.Option(min=0, help="Bootstrap draws for the 95 % intervals; 0 for none.")]
 
 
@@ -69,11 +74,9 @@ def segmentation(
     box: BoxOfTruth = None,
     pred_background: Annotated[Background, typer.Option(help="How predicted 0 is scored.")] = Background.SEGMENT,
     samples: Draws = 1000,
-    out: Annotated[
-        str | None, typer.Option(help="Score on Ray; tables and scores go below this prefix, and a rerun goes on.")
-    ] = None,
-    chunk: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk, with --out.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join, with --out; default embedded.")] = None,
+    out: OnRay = None,
+    chunk: ChunkOnRay = None,
+    address: AddressOfRay = None,
 ) -> None:
     """VOI, adapted Rand error and CREMI score of PRED against TRUTH, read chunk by chunk."""
     if out is None:
@@ -166,13 +169,16 @@ def skeletons(
     swc_unit: Annotated[str, typer.Option(help="nm or um, for SWC files that do not say theirs.")] = "nm",
     voxel_size: VoxelSizeText = None,
     samples: Draws = 1000,
+    out: OnRay = None,
+    chunk: ChunkOnRay = None,
+    address: AddressOfRay = None,
 ) -> None:
     """Expected run length (ERL) of PRED along true skeletons, with split and merge rates."""
     from models.metrics.run_length import RunLengthConvention
-    from services.evaluate_skeletons import evaluate_skeletons
+    from services.evaluate_skeletons import RunLengthMeasure
     from services.stages.skeletonize import SkeletonOptions
 
-    scores = evaluate_skeletons(
+    measure = RunLengthMeasure.open(
         pred,
         truth,
         convention=RunLengthConvention(merge_threshold, mask_threshold, penalty.value, aggregation.value),
@@ -185,6 +191,7 @@ def skeletons(
         voxel_size_nm=read_voxel_size(voxel_size),
         samples=samples,
     )
+    scores = _scored(measure, out, chunk, address)
     _show(scores.as_json(), as_json, lambda: run_length_report(scores))
 
 
@@ -196,19 +203,16 @@ def boundaries(
     as_json: AsJson = False,
     box: BoxOfTruth = None,
     voxel_size: VoxelSizeText = None,
+    out: OnRay = None,
+    chunk: ChunkOnRay = None,
+    address: AddressOfRay = None,
 ) -> None:
     """Boundary precision, recall and F-score of PRED against TRUTH."""
-    from services.evaluate_boundaries import evaluate_boundaries
+    from services.evaluate_boundaries import BoundaryMeasure
 
-    with _progress() as advance:
-        scores = evaluate_boundaries(
-            pred,
-            truth,
-            tolerance_nm=tolerance,
-            box=box,
-            voxel_size_nm=read_voxel_size(voxel_size),
-            on_progress=advance,
-        )
+    size = read_voxel_size(voxel_size)
+    measure = BoundaryMeasure.open(pred, truth, tolerance_nm=tolerance, box=box, voxel_size_nm=size)
+    scores = _scored(measure, out, chunk, address)
     _show(scores.as_json(), as_json, lambda: boundary_report(scores))
 
 
@@ -218,13 +222,27 @@ def affinities(
     truth: TrueLabels,
     as_json: AsJson = False,
     box: BoxOfTruth = None,
+    out: OnRay = None,
+    chunk: ChunkOnRay = None,
+    address: AddressOfRay = None,
 ) -> None:
     """Average precision of affinities against TRUTH."""
-    from services.evaluate_boundaries import evaluate_affinities
+    from services.evaluate_boundaries import AffinityMeasure
 
-    with _progress() as advance:
-        scores = evaluate_affinities(pred, truth, box=box, on_progress=advance)
+    scores = _scored(AffinityMeasure.open(pred, truth, box=box), out, chunk, address)
     _show(scores.as_json(), as_json, lambda: affinity_report(scores))
+
+
+def _scored(measure: Any, out: str | None, chunk: str | None, address: str | None) -> Any:
+    """Measure here, or on Ray where there is an output prefix."""
+    if out is None:
+        with _progress() as advance:
+            return measure.scores([measure.measured(measure.box, advance)])
+    from infra.cluster import cluster
+    from services.pipelines.evaluate import CHUNK, evaluate_measure
+
+    with cluster(address):
+        return evaluate_measure(measure, out, chunk_shape=read_triple(chunk, "chunk") or CHUNK)[0]
 
 
 def _show(content: dict[str, Any], as_json: bool, report: Callable[[], str]) -> None:

@@ -7,8 +7,10 @@ the same command again goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from infra.ledger import digest
+from infra.objects import Folder
 from models.errors import RunConflict
 from models.geometry import Box, Triple
 from models.metrics.contingency import PredBackground, without_truth
@@ -23,6 +25,7 @@ from services.stages.contingency import (
     whole_table,
     write_contingency,
 )
+from services.stages.measure import Measure, MeasureJob, measured
 
 CHUNK: Triple = (512, 512, 512)
 """Voxels of one task; it reads them in blocks of about 128 on a side, so its memory does not follow them."""
@@ -52,19 +55,45 @@ def evaluate(
     return scores, summary
 
 
+def evaluate_measure(measure: Measure, out: str, *, chunk_shape: Triple = CHUNK) -> tuple[Any, Summary]:
+    """Measure chunks on the Ray that this process belongs to, and score what was measured; resumes as `evaluate` does.
+
+    Also writes `scores.json`. Raises `RunConflict` where `out` holds something else, `ChunkFailed`, and the errors of
+    the score itself.
+    """
+    job = measure_job(measure, out, chunk_shape)
+    summary = Summary()
+    run_stage(measure_stage(job), summary)
+    return finish_measure(job), summary
+
+
+def measure_job(measure: Measure, out: str, chunk_shape: Triple) -> MeasureJob:
+    """Claim the output prefix for this measure; raises `RunConflict` where it holds something else."""
+    source = {**measure.described(), "chunk_shape": list(chunk_shape)}
+    return MeasureJob(measure, chunk_shape, out, _claim(Folder(out), source))
+
+
+def measure_stage(job: MeasureJob) -> Stage:
+    """The one stage of a measure."""
+    return Stage(job.ledger, tuple(job.grid), measured, (job,))
+
+
+def finish_measure(job: MeasureJob) -> Any:
+    """Score all chunks and store the scores. The parts stay, so that the same command costs nothing again."""
+    scores = job.measure.scores(job.parts())
+    job.folder.write_json("scores.json", scores.as_json())
+    return scores
+
+
 def evaluation_job(pair: LabelPair, out: str, chunk_shape: Triple) -> ContingencyJob:
     """Claim the output prefix for this pair of volumes; raises `RunConflict` where it holds something else."""
-    source = {
-        "prediction": pair.pred.url,
-        "prediction_identity": pair.pred.identity(),
-        "truth": pair.truth.url,
-        "truth_identity": pair.truth.identity(),
-        "box": str(pair.box),
-        "chunk_shape": list(chunk_shape),
-    }
+    source = {**pair.described(), "chunk_shape": list(chunk_shape)}
+    return ContingencyJob(pair, chunk_shape, out, _claim(Folder(out), source))
+
+
+def _claim(folder: Folder, source: dict[str, Any]) -> str:
+    """The key of what is to be done at `folder`, stored there in words."""
     key = digest("evaluate", source)
-    job = ContingencyJob(pair, chunk_shape, out, key)
-    folder = job.folder
     if folder.exists("run.json"):
         held = folder.read_json("run.json")
         if held.get("key") != key:
@@ -72,7 +101,7 @@ def evaluation_job(pair: LabelPair, out: str, chunk_shape: Triple) -> Contingenc
     elif folder.occupied():
         raise RunConflict(f"{folder.url}: expected an empty output prefix or one of this evaluation")
     folder.write_json("run.json", {**source, "key": key})
-    return job
+    return key
 
 
 def evaluation_stages(job: ContingencyJob) -> Iterator[Stage]:

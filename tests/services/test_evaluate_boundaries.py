@@ -11,12 +11,25 @@ from models.geometry import NEAREST, Box
 from models.metrics.affinities import average_precision, edge_histogram
 from models.metrics.boundary import boundary_counts
 from services.cli.evaluate import app
-from services.evaluate_boundaries import evaluate_affinities, evaluate_boundaries
+from services.evaluate_boundaries import AffinityMeasure, AffinityScores, BoundaryMeasure, BoundaryScores
+from services.pipelines.evaluate import finish_measure, measure_job, measure_stage
 
 SHAPE = (13, 21, 30)
 SIZE = (40.0, 10.0, 10.0)
 OFFSETS = (*NEAREST, (-2, 0, 0), (0, 0, -5))
 BOX = Box((2, 3, 4), (12, 20, 29))
+
+
+def evaluate_boundaries(pred: str, truth: str, **options: object) -> BoundaryScores:
+    """Measured in one go."""
+    measure = BoundaryMeasure.open(pred, truth, **options)  # type: ignore[arg-type]
+    return measure.scores([measure.measured(measure.box)])
+
+
+def evaluate_affinities(pred: str, truth: str, **options: object) -> AffinityScores:
+    """Measured in one go."""
+    measure = AffinityMeasure.open(pred, truth, **options)  # type: ignore[arg-type]
+    return measure.scores([measure.measured(measure.box)])
 
 
 @pytest.fixture
@@ -51,6 +64,24 @@ def test_average_precision_of_blocks_is_that_of_the_whole(volumes, tmp_path: Pat
     for channel, offset in enumerate(OFFSETS):
         own = edge_histogram(affinities[channel : channel + 1], truth, offsets=(offset,))
         assert found.channels[channel] == average_precision(own)
+
+
+@pytest.mark.parametrize("kind", ["boundaries", "affinities"])
+def test_chunks_measure_what_the_whole_measures(volumes, tmp_path: Path, kind: str) -> None:
+    pred, truth, affinities = (f"{tmp_path}/{name}.zarr" for name in ("pred", "truth", "affinities"))
+    measure = (
+        BoundaryMeasure.open(pred, truth, tolerance_nm=25, box=BOX)
+        if kind == "boundaries"
+        else AffinityMeasure.open(affinities, truth, box=BOX)
+    )
+    job = measure_job(measure, f"{tmp_path}/out", (5, 9, 11))
+    stage = measure_stage(job)
+    apply = stage.make(*stage.arguments)
+    for chunk in reversed(stage.chunks):
+        apply(chunk)
+    scores = finish_measure(job)
+    assert scores == measure.scores([measure.measured(BOX)])
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == json.loads(json.dumps(scores.as_json()))
 
 
 def test_commands(volumes, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from models.errors import InvalidInput, InvalidVolume, NotFound
 from models.geometry import Box
 from models.metrics.run_length import RunLengthConvention
 from services.cli.evaluate import app
-from services.evaluate_skeletons import evaluate_skeletons, segments_at
+from services.evaluate_skeletons import RunLengthMeasure, RunLengthScores, segments_at
+from services.pipelines.evaluate import finish_measure, measure_job, measure_stage
 from services.stages.skeletonize import SkeletonOptions
 from services.true_skeletons import read_skeletons
 
@@ -42,6 +43,12 @@ def centre_line(name: int) -> Skeleton:
     voxels = np.stack([0 * x + z, 0 * x + y, x], axis=1) + OFFSET
     edges = np.stack([x[:-1], x[1:]], axis=1)
     return Skeleton(((voxels + 0.5) * SIZE).astype(np.float32), edges.astype(np.uint32), np.ones(len(x), np.float32))
+
+
+def evaluate_skeletons(prediction: str, truth: str, **options: object) -> RunLengthScores:
+    """Measured in one go."""
+    measure = RunLengthMeasure.open(prediction, truth, **options)  # type: ignore[arg-type]
+    return measure.scores([measure.measured(measure.box)])
 
 
 @pytest.fixture
@@ -147,6 +154,27 @@ def test_segments_are_read_where_nodes_are(tmp_path: Path) -> None:
     inside = ((nodes >= box.start) & (nodes < box.stop)).all(axis=1)
     expected = np.where(inside, labels[tuple(np.clip(nodes, 0, np.array(labels.shape) - 1).T)], 0)
     np.testing.assert_array_equal(segments_at(open_volume(f"{tmp_path}/labels.npy"), nodes, box), expected)
+
+
+def test_chunks_measure_what_the_whole_measures(tmp_path: Path, split: str, files: str) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[7, 15, :60] = 1
+    measure = RunLengthMeasure.open(
+        split,
+        files,
+        mask=volume(tmp_path / "mask.zarr", mask),
+        convention=RunLengthConvention(mask_threshold=60),
+        box="0:10,0:24,1:140",
+    )
+    whole = measure.scores([measure.measured(measure.box)])
+    assert len(whole.run_length.merged_segments) == 0  # 59 of the mask's voxels lie in the box
+    job = measure_job(measure, f"{tmp_path}/out", (7, 24, 33))
+    stage = measure_stage(job)
+    apply = stage.make(*stage.arguments)
+    for chunk in reversed(stage.chunks):
+        apply(chunk)
+    assert len(stage.chunks) == 2 * 5
+    assert finish_measure(job) == whole
 
 
 def test_command_tells_every_convention(tmp_path: Path, split: str) -> None:

@@ -10,8 +10,9 @@ from infra.volumes import VolumeInfo, create_volume
 from models.errors import RunConflict
 from models.metrics.contingency import contingency_table
 from services.evaluate import evaluate_segmentation, scores_of
+from services.evaluate_boundaries import BoundaryMeasure
 from services.label_pair import LabelPair
-from services.pipelines.evaluate import evaluate, evaluation_job, evaluation_stages, finish
+from services.pipelines.evaluate import evaluate, evaluate_measure, evaluation_job, evaluation_stages, finish
 from services.stages.contingency import read_contingency
 
 SHAPE = (37, 45, 52)
@@ -83,9 +84,12 @@ def test_another_pair_in_the_same_place_is_refused(urls, tmp_path: Path) -> None
 
 @pytest.mark.cluster
 def test_on_ray_and_again(urls, tmp_path: Path) -> None:
+    boundaries = BoundaryMeasure.open(*urls, tolerance_nm=20)
     with cluster(cpus=2):
+        found, _ = evaluate_measure(boundaries, f"{tmp_path}/boundaries", chunk_shape=(32, 32, 32))
         scores, summary = evaluate(*urls, f"{tmp_path}/out", samples=50, chunk_shape=(32, 32, 32))
         again, nothing = evaluate(*urls, f"{tmp_path}/out", samples=50, chunk_shape=(32, 32, 32))
     assert scores == again == evaluate_segmentation(*urls, samples=50)
     assert [(stage.stage, stage.chunks) for stage in summary.stages] == [("contingency", 8), ("sum_1", 1)]
     assert nothing.stages == []
+    assert found == boundaries.scores([boundaries.measured(boundaries.box)])
