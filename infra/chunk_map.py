@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 """Silence after which the caller hears `Waiting`."""
+STOP_S = 10.0
+"""How long an abandoned dataset may take to end."""
 LARGEST_TASK = 32
 """Chunks in one task: Ray Data looks at its tasks every 0.1 s, too slow for tasks that are as short."""
 TASKS_PER_WORKER = 4
@@ -288,9 +290,12 @@ class _Pump:
     stopped: threading.Event = field(default_factory=threading.Event)
     error: str = ""
     """Why the dataset ended early, empty where it did not."""
+    executor: Any = None
+    """What runs the dataset, once its first row is there."""
 
     def __post_init__(self) -> None:
-        threading.Thread(target=self._run, name="chunk-map", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="chunk-map", daemon=True)
+        self._thread.start()
 
     def next(self, timeout_s: float) -> Message | None:
         """The next message, an empty one after the last, None where none came in time."""
@@ -300,14 +305,17 @@ class _Pump:
             return None
 
     def stop(self) -> None:
-        """Let the thread end with the next row."""
+        """End what still runs; Ray ends the whole process, without a word, if it is shut down under a dataset."""
         self.stopped.set()
+        if self.executor is not None:
+            self.executor.shutdown(force=True)
+            self._thread.join(STOP_S)
 
     def _run(self) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                bundles = self.build().iter_internal_ref_bundles()
+                bundles, _, self.executor = self.build()._execute_to_iterator()  # as iter_internal_ref_bundles does
             for bundle in bundles:
                 for reference in bundle.block_refs:
                     self._send(reference)

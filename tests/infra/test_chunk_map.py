@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,3 +108,31 @@ def test_a_cluster_without_a_place_is_given_up(stateful: bool) -> None:
     events, error = run(2, ("works",), Placement(workers=2, cpus=64, stateful=stateful, stall_s=3))
     assert done(events) == []
     assert "a worker needs 64 CPU" in error
+
+
+ABANDONED = """
+import time
+from infra.chunk_map import Done, Placement, map_chunks
+from infra.cluster import cluster
+from models.geometry import Box, Chunk
+
+def make():
+    def apply(chunk):
+        time.sleep(0.1 if chunk.index[0] == 0 else 30)
+        return {}
+    return apply
+
+chunks = [Chunk((i, 0, 0), Box((i, 0, 0), (i + 1, 1, 1))) for i in range(8)]
+with cluster(cpus=2):
+    for event in map_chunks(chunks, make, (), Placement(workers=2, stateful=STATEFUL)):
+        if isinstance(event, Done):
+            raise SystemExit(42)
+"""
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_stage_that_is_abandoned_ends_at_once_and_in_good_order(stateful: bool) -> None:
+    script = ABANDONED.replace("STATEFUL", str(stateful))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 42, done.stderr
+    assert "Traceback" not in done.stderr
