@@ -190,4 +190,5 @@ def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
         work=run.work("relabel").at("skeletons"),
         ledgers=run.out,
         key=run.keys["skeletonize"],
+        made_from=run.made_from("skeletonize"),
     )

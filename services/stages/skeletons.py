@@ -8,7 +8,9 @@ volume counts voxels beforehand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,8 @@ class SkeletonJob:
     work: str
     ledgers: str
     key: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """In words, what `key` is a digest of."""
 
     @property
     def grid(self) -> ChunkGrid:
@@ -60,7 +64,7 @@ class SkeletonJob:
 
     def ledger(self, stage: str) -> Ledger:
         """Markers of one of this job's stages."""
-        return Ledger(Folder(self.ledgers), stage, self.key)
+        return Ledger(Folder(self.ledgers), stage, self.key, self.made_from)
 
 
 def trace(job: SkeletonJob) -> ChunkFunction:
