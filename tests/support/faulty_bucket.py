@@ -28,8 +28,8 @@ class Fault:
     status: answered with `status` (and `retry_after` seconds) without asking the bucket; cut: the true head and the
     first half of the body, then the end of the connection; reset: the connection is reset before an answer, the bucket
     never asked; lost: the same, but after the bucket has done what was asked; stall: no answer until the proxy closes;
-    delay: the answer `seconds` late; slow: an upload, or the answer to a GET, takes `seconds`; stale: the first answer to
-    this request again, where there was one; gone: 404.
+    delay: the answer `seconds` late; slow: an upload, or the answer to a GET, takes `seconds`; stale: the first answer
+    to this request again, where there was one; gone: 404.
     `skip` matches are let through first, `count` at most are hit.
     """
 

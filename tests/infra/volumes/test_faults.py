@@ -123,8 +123,8 @@ def test_slow_is_not_silent(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 BUSY, CUT, RESET, STALL = Fault("status", status=503), Fault("cut"), Fault("reset"), Fault("stall")
-LATE, TOO_MANY = Fault("delay", seconds=30), Fault("status", status=429, retry_after=1)
-LASTING = [("", fault) for fault in (BUSY, TOO_MANY, CUT, RESET, STALL, LATE)]
+LATE = Fault("delay", seconds=30)
+LASTING = [("", fault) for fault in (BUSY, CUT, RESET, STALL, LATE)]
 LASTING += [("precomputed://", fault) for fault in (BUSY, CUT, STALL)]
 
 
