@@ -112,8 +112,8 @@ def reply(
             sha256=card.file.sha256,
             precision=answer.precision,
         )
-        return JSONResponse(json.loads(written.model_dump_json()), 201)
-    headers = {
+        return JSONResponse(json.loads(written.model_dump_json()), 201, timing(answer))
+    headers = timing(answer) | {
         "X-Shape": _numbers(answer.shape),
         "X-Dtype": answer.dtype,
         "X-Axes": f"c{card.axes}" if offsets else card.axes,
@@ -131,6 +131,11 @@ def reply(
     if place is not None:
         headers["X-Box"] = str(place.box)
     return bodies.ArrayResponse(answer.voxels, media_type, headers)
+
+
+def timing(answer: Answer) -> dict[str, str]:
+    """The header that tells what the replicas took."""
+    return {"Server-Timing": f"replica;dur={1000 * answer.seconds:.2f}"}
 
 
 def _voxel_size(text: str) -> VoxelSize:

@@ -122,8 +122,9 @@ class _Routes:
             assert answer.voxels is not None
             text = await asyncio.to_thread(protocol.reply_json, asked, entry.card, answer.voxels)
         if not asked.binary_output:
-            return Response(text, media_type=bodies.JSON)
-        return bodies.ArrayResponse(answer.voxels, bodies.RAW, {protocol.HEADER: str(len(text))}, before=text)
+            return Response(text, media_type=bodies.JSON, headers=images.timing(answer))
+        headers = images.timing(answer) | {protocol.HEADER: str(len(text))}
+        return bodies.ArrayResponse(answer.voxels, bodies.RAW, headers, before=text)
 
     async def _find(self, name: str, version: str | None) -> Entry:
         await self._catalog.refresh()

@@ -47,6 +47,7 @@ _HEADERS = {
     "X-Model-Sha256": "digest of the model's file",
     "X-Model-Voxel-Size-Nm": "z,y,x that the model was trained for",
     "X-Model-Precision": "precision of the convolutions",
+    "Server-Timing": "replica;dur=: milliseconds of reading, computing and writing",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """Affinities uint8 (c, z, y, x) or labels uint64 (z, y, x); `voxels` None where they were written to `output`."""
+    """Affinities uint8 (c, z, y, x) or labels uint64 (z, y, x); `voxels` None where they were written to `output`.
+
+    `seconds`: what reading, computing and writing took in replicas, without queues and the way there and back.
+    """
 
     voxels: NDArray[Any] | None
     shape: tuple[int, ...]
@@ -52,6 +56,7 @@ class Answer:
     precision: str
     place: Place | None = None
     output: str | None = None
+    seconds: float = 0.0
 
 
 class Loaded:
@@ -118,14 +123,16 @@ class Worker:
 
     def predict(self, model: Loaded, image: NDArray[Any]) -> Answer:
         """Affinities of a whole image (z, y, x), as `Predictor.predict` gives them."""
+        began = time.perf_counter()
         shape = triple(image.shape, "image shape", minimum=1)
         box = Box.from_shape(shape)
         affinities = self._predictor(model, shape, box).predict(image)
         metrics.voxels().inc(box.size, {"model": model.key, "endpoint": "predict"})
-        return Answer(affinities, affinities.shape, "uint8", model.precision)
+        return Answer(affinities, affinities.shape, "uint8", model.precision, seconds=time.perf_counter() - began)
 
     def predict_reference(self, model: Loaded, reference: Reference) -> Answer:
         """Affinities of a box of a volume, as `Predictor.predict_box` gives them, written if the reference says so."""
+        began = time.perf_counter()
         box = Box.parse(reference.box)
         output = None if reference.output is None else self._free_output(reference.output)
         url = self._volumes.resolve(reference.volume)
@@ -139,7 +146,8 @@ class Worker:
             offsets = model.card.output.offsets
             _write(output, affinities, place, model.card, channels=len(offsets), affinity_offsets=offsets)
         voxels = affinities if output is None else None
-        return Answer(voxels, affinities.shape, "uint8", model.precision, place, output and reference.output)
+        seconds = time.perf_counter() - began
+        return Answer(voxels, affinities.shape, "uint8", model.precision, place, output and reference.output, seconds)
 
     def check_output(self, url: str | None) -> None:
         """Refuse an output, before any work, that may not be written or is there already."""
@@ -148,6 +156,7 @@ class Worker:
 
     def segment(self, card: ModelCard, found: Answer, settings: SegmentSettings, output: str | None) -> Answer:
         """Labels uint64 (z, y, x) of predicted affinities, written to `output` if that is given."""
+        began = time.perf_counter()
         if found.voxels is None:
             raise InvalidInput("segment: expected affinities, they were written elsewhere")
         z, y, x = found.shape[1:]
@@ -157,7 +166,8 @@ class Worker:
         if output is not None:
             _write(self._free_output(output), labels, place, card)
         voxels = labels if output is None else None
-        return Answer(voxels, labels.shape, "uint64", found.precision, found.place, output)
+        seconds = found.seconds + time.perf_counter() - began
+        return Answer(voxels, labels.shape, "uint64", found.precision, found.place, output, seconds)
 
     def _predictor(self, model: Loaded, volume_shape: Triple, box: Box) -> Predictor:
         patches, extent = model.patches(volume_shape, box), model.full.plan(volume_shape).patch_shape

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from numpy.typing import NDArray
+from served import Server, running
 
 from infra.volumes import VolumeInfo, create_volume
 from models.catalog import CARD_NAME, Model, find_model
@@ -24,38 +22,6 @@ from services.predict import Predictor
 SHAPE = (50, 61, 33)
 MAX_BYTES = 4_000_000
 MAX_SEGMENT_VOXELS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running `petavoxel serve`."""
-
-    url: str
-    process: subprocess.Popen[str]
-    log: Path
-
-    def replicas(self, deployment: str = "") -> set[int]:
-        """Process ids of the replicas of a deployment, or of all."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return {child.pid for child in children if f"ServeReplica:petavoxel:{deployment}" in " ".join(child.cmdline())}
-
-
-@contextmanager
-def running(folder: Path, *options: str) -> Iterator[Server]:
-    """Start the command line on a free port, wait until it says that it is ready, stop it at the end."""
-    log = folder / "log.txt"
-    command = [sys.executable, "-c", "from services.cli import main; main()", "serve", "--port", "0", *options]
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert " at http://" in line, line + log.read_text()
-        yield Server(line.partition(" at ")[2].partition(";")[0], process, log)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")

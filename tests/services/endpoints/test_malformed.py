@@ -1,29 +1,26 @@
-"""Hundreds of broken requests: each gets a 4xx with a reason, and the server stays as it was."""
+"""Broken requests, some over HTTP and thousands in this process: each gets a reason, and nothing else changes."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from local_endpoints import local_api, local_client
+from malformed_requests import IMAGE, Case, npy, random_cases
 
+from models.catalog import Model
 from services.endpoints.bodies import JSON, NPY, RAW
-
-pytestmark = pytest.mark.cluster
-
-Case = tuple[str, bytes, dict[str, str]]
-IMAGE = np.arange(5 * 6 * 7, dtype=np.uint8).reshape(5, 6, 7)
-
-
-def _npy() -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, IMAGE, allow_pickle=False)
-    return stream.getvalue()
+from services.endpoints.config import ServeConfig
 
 
 def _valid(content: bytes) -> bool:
@@ -36,7 +33,7 @@ def _valid(content: bytes) -> bool:
 
 
 def _broken_npy(rng: np.random.Generator) -> Iterator[bytes]:
-    good = _npy()
+    good = npy()
     for _ in range(40):
         yield good[: rng.integers(0, len(good))]
     for _ in range(60):
@@ -140,20 +137,12 @@ def _cases(volume: str) -> Iterator[Case]:
     for kind in ("", "*/*", "multipart/form-data", "application/x-www-form-urlencoded", "application/json+x", "\x80"):
         yield "/v1/boundary", rng.bytes(100), {"Content-Type": kind.encode("ascii", "replace").decode()}
     for accept in ("text/html", "application/x-npy;q=0", "application/x-npy;q=x", ";", "application/json"):
-        yield "/v1/boundary", _npy(), {"Content-Type": NPY, "Accept": accept}
+        yield "/v1/boundary", npy(), {"Content-Type": NPY, "Accept": accept}
 
 
-def _replicas(pid: int) -> set[int]:
-    return {
-        process.pid
-        for process in psutil.Process(pid).children(recursive=True)
-        if "ServeReplica" in " ".join(process.cmdline())
-    }
-
-
+@pytest.mark.cluster
 def test_broken_requests_get_reasons(client: httpx.Client, server: Any, volume_url: str) -> None:
-    pid = server.process.pid
-    before = _replicas(pid)
+    before = server.replicas()
     failures, count = [], 0
     for url, content, headers in _cases(volume_url):
         count += 1
@@ -163,7 +152,55 @@ def test_broken_requests_get_reasons(client: httpx.Client, server: Any, volume_u
             failures.append((reply.status_code, url, headers, content[:100], reply.text[:300]))
     assert not failures, f"{len(failures)} of {count}: {failures[:5]}"
     assert count >= 200
+    for url, content, headers in random_cases(np.random.default_rng(1), volume_url, 300):
+        reply = client.post(url, content=content, headers=headers)
+        assert _fine(reply), (reply.status_code, url, headers, content[:300], reply.text[:300])
     assert client.get("/readyz").status_code == 200
-    assert _replicas(pid) == before
+    assert server.replicas() == before
     assert len(before) == 3
-    assert client.post("/v1/boundary", content=_npy(), headers={"Content-Type": NPY}).status_code == 200
+    assert client.post("/v1/boundary", content=npy(), headers={"Content-Type": NPY}).status_code == 200
+
+
+def _fine(reply: httpx.Response) -> bool:
+    """A reply that is no failure of the server, and if it refuses, then with a reason."""
+    if reply.status_code < 400:
+        return True
+    return (
+        reply.status_code < 500
+        and reply.headers["content-type"] == "application/problem+json"
+        and bool(reply.json()["detail"])
+        and "Traceback" not in reply.text
+    )
+
+
+def _config(model: Model, volumes: Path) -> ServeConfig:
+    return ServeConfig(models=(str(model.folder),), volumes=(str(volumes),), max_bytes=4_000_000)
+
+
+async def _all_fine(config: ServeConfig, cases: Iterator[Case], every: int) -> tuple[Counter[int], list[int]]:
+    """Sends all; returns how often each status came, and the process's memory after each `every` requests."""
+    statuses, memory = Counter[int](), []
+    async with local_client(local_api(config)) as client:
+        for number, (url, content, headers) in enumerate(cases, start=1):
+            reply = await client.post(url, content=content, headers=headers)
+            assert _fine(reply), (reply.status_code, url, headers, content[:300], reply.text[:300])
+            statuses[reply.status_code] += 1
+            if number % every == 0:
+                gc.collect()
+                memory.append(psutil.Process().memory_info().rss)
+    return statuses, memory
+
+
+def test_random_requests(model: Model, volumes: Path, volume_url: str) -> None:
+    cases = random_cases(np.random.default_rng(2), volume_url, 600)
+    statuses, _ = asyncio.run(_all_fine(_config(model, volumes), cases, 600))
+    assert {400, 413, 415, 422} <= set(statuses)
+    assert sum(count for status, count in statuses.items() if status >= 400) > 400
+
+
+@pytest.mark.slow
+def test_many_random_requests_and_no_growth(model: Model, volumes: Path, volume_url: str) -> None:
+    cases = random_cases(np.random.default_rng(3), volume_url, 12_000)
+    statuses, memory = asyncio.run(_all_fine(_config(model, volumes), cases, 3000))
+    print(dict(statuses), [f"{rss / 1e6:.0f} MB" for rss in memory])
+    assert memory[-1] - memory[0] < 30e6
