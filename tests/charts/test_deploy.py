@@ -29,8 +29,8 @@ from models.catalog import Model
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 PORTS = ("gcs", "dashboard", "agent", "client", "metrics", "serve")
-LATER = re.compile("ray_petavoxel_|ray_node_gpus_|ray_serve_deployment_queued_queries")
-"""Series that this Ray need not show: petavoxel's own appear with the first event, a GPU's where there is one."""
+LATER = re.compile("ray_petavoxel_(chunks|bucket)_|ray_node_gpus_|ray_serve_deployment_queued_queries")
+"""Series that this Ray need not show: a GPU's, those of pipelines, and of a queue in which nothing waited."""
 
 
 def _free_ports() -> dict[str, int]:
