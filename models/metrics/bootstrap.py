@@ -19,7 +19,7 @@ from models.errors import InvalidInput
 Terms = NDArray[np.float64]
 Statistic = Callable[[Terms], NDArray[np.float64]]
 
-_BLOCK = 1 << 24  # drawn numbers held at a time
+_BLOCK = 1 << 22  # drawn numbers held at a time
 
 
 @dataclass(frozen=True)

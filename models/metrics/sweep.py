@@ -18,7 +18,7 @@ from models.metrics.rand import AdaptedRand, adapted_rand
 from models.metrics.voi import VOI, variation_of_information
 from models.segmentation.merge_tree import MergeTree, cut
 from models.segmentation.ratios import Threshold, affinity_ratio
-from models.segmentation.relabel import Ids
+from models.segmentation.relabel import Ids, relabelled
 from models.segmentation.union_find import union_find
 
 
@@ -62,8 +62,8 @@ def sweep(
     points = []
     for threshold in ordered:
         keys, roots = cut(tree, threshold)
-        # Ids of the shrinking table are the smallest of their parts, so the whole cut maps them to the same roots.
-        table = merged_predictions(table, keys, roots)
+        if keys.size:
+            table, tree = merged_predictions(table, keys, roots), _rest(tree, keys, roots)
         points.append(
             SweepPoint(
                 float(threshold),
@@ -73,3 +73,18 @@ def sweep(
             )
         )
     return points
+
+
+def _rest(tree: MergeTree, keys: Ids, roots: Ids) -> MergeTree:
+    """The merges that a cut left, between the segments it made.
+
+    An id is absorbed at most once and only by a smaller one, so the merges that were applied are those whose `b` is no
+    root any more.
+    """
+    left = relabelled(tree.b, keys, roots, missing="keep") == tree.b
+    return MergeTree(
+        relabelled(tree.a[left], keys, roots, missing="keep"),
+        tree.b[left],
+        tree.affinity_sum[left],
+        tree.face_count[left],
+    )
