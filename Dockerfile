@@ -29,10 +29,13 @@ RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb')
       > requirements.txt \
     && pip install -q --no-cache-dir --only-binary :all: --no-binary atomicwrites \
       -c constraints.txt -r requirements.txt
-# Tests, headers and the parts of Ray for Java and C++: a fifth of the size, and nothing that runs here.
+# Tests, headers, Ray for Java and C++, OpenVINO's plug-ins for Intel's GPUs and its readers of other formats than ONNX:
+# a fifth of the size, and nothing that runs here.
 RUN cd /home/ray/venv/lib/python3.11/site-packages \
     && find . -type d \( -name tests -o -name include \) -not -path '*/ray/_private/*' -prune -exec rm -rf {} + \
-    && rm -rf ray/jars ray/cpp ray/rllib ray/thirdparty_files/*/tests pyarrow/src \
+    && rm -rf ray/jars ray/cpp ray/rllib pyarrow/src openvino/libs/cache.json \
+    && find openvino/libs \( -name '*_intel_[gn]pu_plugin.so' -o -name '*_gguf_*' -o -name '*_jax_*' -o -name '*_paddle_*' \
+      -o -name '*_pytorch_*' -o -name '*_tensorflow_*' \) -delete \
     && find . -name '*.pyi' -delete
 
 FROM system AS code
