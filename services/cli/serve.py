@@ -43,6 +43,7 @@ def serve(
     max_segment_replicas: Annotated[int | None, typer.Option(help="Processes to which load may raise them.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per process; default all cores.")] = None,
     gpus: Annotated[float, typer.Option(help="GPUs per process that holds models.")] = 0.0,
+    ongoing: Annotated[int, typer.Option(help="Requests of one such process at a time.")] = 2,
     max_batch: Annotated[int, typer.Option(help="Patches of different requests that run together.")] = 1,
     max_queued_requests: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 32,
     request_timeout_s: Annotated[float, typer.Option(help="Time for one request; then it gets 504.")] = 120.0,

@@ -32,6 +32,8 @@ APP = "petavoxel"
 MODELS, SEGMENTERS = "Models", "Segmenters"
 INGRESS_REQUESTS = 1000
 """Open requests of the ingress; Ray's default of 5 starves what lies behind it, health checks included."""
+DIRECT_BYTES = 100_000
+"""Images up to this travel with the call; an object of their own costs some milliseconds and pays off later."""
 STATUS_S = 1.0
 """Age up to which the replicas' state is not asked for again."""
 
@@ -155,7 +157,7 @@ class Replicas:
         self._lock = asyncio.Lock()
 
     async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
-        """Affinities of an image, which goes through the object store, or of a box, which the replica reads."""
+        """Affinities of an image, large ones through the object store, or of a box, which the replica reads."""
         answer: Answer | Problem = await _answer(await self._predicted(call, image))
         return answer
 
@@ -195,7 +197,8 @@ class Replicas:
         return self._models.options(multiplexed_model_id=f"{call.entry.key}:{call.entry.card.file.sha256[:16]}")
 
     async def _predicted(self, call: Call, image: NDArray[Any] | Reference) -> Any:
-        given = image if isinstance(image, Reference) else await asyncio.to_thread(ray.put, image)
+        direct = isinstance(image, Reference) or image.nbytes <= DIRECT_BYTES
+        given = image if direct else await asyncio.to_thread(ray.put, image)
         return self._pool(call).predict.remote(call, given)
 
 
