@@ -52,10 +52,10 @@ class Placement:
     """Where a stage's chunks run.
 
     `workers` run at a time, each with `cpus` and `gpus`; `stateful` workers are kept for the whole stage (a loaded
-    model), and with `prefetch` the next chunk already waits there; others are tasks of several chunks. A chunk gets
-    `tries`; storage failures wait `pause_s`, doubled each time, in between. One try may take `timeout_s`, then its
-    worker is ended. Where nothing begins or ends for `stall_s` while nothing runs, the stage is given up: the cluster
-    has no place for it.
+    model), and with `prefetch` the next task already waits there. A task has several chunks where there are many, so
+    that a worker can read ahead. A chunk gets `tries`; storage failures wait `pause_s`, doubled each time, in between.
+    One try may take `timeout_s`, then its worker is ended. Where nothing begins or ends for `stall_s` while nothing
+    runs, the stage is given up: the cluster has no place for it.
     """
 
     workers: int = 1
@@ -168,8 +168,6 @@ class _Chunk:
 
 
 def _task_size(chunks: int, placement: Placement) -> int:
-    if placement.stateful:
-        return 1
     return max(1, min(LARGEST_TASK, chunks // (TASKS_PER_WORKER * placement.workers)))
 
 

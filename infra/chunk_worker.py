@@ -62,10 +62,13 @@ class Worker:
         chunks = [Chunk(tuple(row["index"]), Box.parse(row["box"])) for row in rows]
         for row, chunk, following in zip(rows, chunks, [*chunks[1:], None], strict=True):
             yield _row([*happened, _message("started", chunk, **worker)])
+            spent = time.process_time()
             with metered() as requests:
                 happened = [self._work(chunk, following, int(row["try"]))]
             if happened[0]["kind"] == "done":
-                happened[0]["report"] |= {f"io_{name}": value for name, value in requests.items() if value}
+                report = happened[0]["report"]
+                report["cpu_seconds"] = time.process_time() - spent
+                report |= {f"io_{name}": value for name, value in requests.items() if value}
         yield _row(happened)
 
     def _work(self, chunk: Chunk, following: Chunk | None, first: int) -> Message:
