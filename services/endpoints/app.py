@@ -53,8 +53,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         MODELS,
         config,
         replicas=(config.replicas, config.max_replicas),
-        max_ongoing_requests=config.ongoing,
-        max_queued_requests=config.max_queued_requests,
+        max_ongoing_requests=config.open_requests,  # they wait there, in the order in which they came
         ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.gpus},
     )
     segmenters = _scaled(
@@ -63,7 +62,6 @@ def build_app(config: ServeConfig) -> serve.Application:
         config,
         replicas=(config.segment_replicas, config.max_segment_replicas),
         max_ongoing_requests=config.open_requests,  # most of them wait for their affinities
-        max_queued_requests=config.max_queued_requests,
         ray_actor_options={"num_cpus": 1},
     )
     ingress = _as_deployment(
@@ -136,7 +134,8 @@ class Ingress:
         self._config = config
         self._catalog = Catalog(config.models, config.model_folder, config.rescan_s)
         self._gate = Gate(config.open_requests)
-        self._backend = Replicas(models, segmenters)
+        limit = config.max_queued_requests + config.ongoing * config.replicas
+        self._backend = Replicas(models, segmenters, limit)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         tokens = Tokens(self._config.tokens)
@@ -148,17 +147,23 @@ class Ingress:
 
 
 class Replicas:
-    """The deployments that compute; see `services.endpoints.backend.Backend`."""
+    """The deployments that compute; see `services.endpoints.backend.Backend`.
 
-    def __init__(self, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any]) -> None:
+    `limit`: requests that they hold and that wait for them. It is counted here, not by Serve: requests that Serve makes
+    wait are tried again in no order, after pauses of up to half a second.
+    """
+
+    def __init__(self, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any], limit: int) -> None:
         self._models, self._segmenters = models, segmenters
+        self._places = Gate(limit)
         self._status: ServeStatus | None = None
         self._asked = -STATUS_S
         self._lock = asyncio.Lock()
 
     async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
         """Affinities of an image, large ones through the object store, or of a box, which the replica reads."""
-        answer: Answer | Problem = await _answer(await self._predicted(call, image))
+        async with self._places:
+            answer: Answer | Problem = await _answer(await self._predicted(call, image))
         return answer
 
     async def segment(
@@ -169,8 +174,10 @@ class Replicas:
             problem: Problem | None = await _answer(self._segmenters.check_output.remote(call, output))
             if problem is not None:
                 return problem
-        found = await self._predicted(call, image)
-        answer: Answer | Problem = await _answer(self._segmenters.segment.remote(call, found, settings, output), found)
+        async with self._places:
+            found = await self._predicted(call, image)
+            response = self._segmenters.segment.remote(call, found, settings, output)
+            answer: Answer | Problem = await _answer(response, found)
         return answer
 
     async def check(self, call: Call) -> Problem | None:

@@ -28,7 +28,7 @@ class ServeConfig(BaseModel):
       how long load must last until replicas are added or removed.
     - `ongoing`: requests of one replica at a time, so that one reads while another computes.
     - `max_batch`: patches of different requests that the engine runs together, at most.
-    - `max_queued_requests`: requests that wait for replicas; further ones are refused with 429.
+    - `max_queued_requests`: requests that wait for their turn in replicas; further ones are refused with 429.
     - `request_timeout_s`: from a request's first byte to its reply; then 504.
     - `startup_timeout_s`: until the models have run once. `drain_timeout_s`: until a stopping server gives up on open
       requests.

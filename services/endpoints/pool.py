@@ -44,33 +44,36 @@ class ModelPool:
     def __init__(self, preload: tuple[Entry, ...], config: ServeConfig) -> None:
         logs.configure(config.log_format)
         self._worker = Worker(config)
+        self._turns = asyncio.Semaphore(config.ongoing)
         self._alive: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
-        self._kept: dict[str, Loaded] = {}  # opened, and not handed to the LRU yet
+        self._preloaded: dict[str, Loaded] = {}  # nobody has asked for these yet
+        self._limit = config.models_per_replica
         self._opening: dict[str, asyncio.Task[Loaded]] = {}
         self._failed: dict[str, tuple[float, str]] = {}
 
         async def held(key: str) -> Loaded:
-            return self._kept[key]
+            return self._alive[key]  # whoever asks for it holds it meanwhile
 
         self._recent = serve.multiplexed(max_num_models_per_replica=config.models_per_replica)(held)
         errors: list[PetavoxelError] = []
         for entry in preload[: config.models_per_replica]:
             try:
-                self._kept[_key(entry)] = self._open(entry)
+                self._preloaded[_key(entry)] = self._open(entry)
             except PetavoxelError as error:
                 errors.append(error)
-        if errors and not self._kept:
+        if errors and not self._preloaded:
             raise errors[0]
-        self._alive.update(self._kept)
+        self._alive.update(self._preloaded)
 
     async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
         """Affinities of a whole image, or of a box of a volume."""
 
         async def work() -> Answer:
             model = await self._loaded(call.entry)
-            if isinstance(image, Reference):
-                return await in_thread(lambda: self._worker.predict_reference(model, image))
-            return await in_thread(lambda: self._worker.predict(model, image))
+            async with self._turns:
+                if isinstance(image, Reference):
+                    return await in_thread(lambda: self._worker.predict_reference(model, image))
+                return await in_thread(lambda: self._worker.predict(model, image))
 
         return await answered(call, work)
 
@@ -95,12 +98,11 @@ class ModelPool:
                 task.add_done_callback(lambda _: self._opening.pop(key, None))
             model = await asyncio.shield(task)
             self._alive[key] = model
-        self._kept[key] = model
-        try:
-            found: Loaded = await self._recent(key)
-            return found
-        finally:
-            self._kept.pop(key, None)
+            while len(self._alive) > self._limit and self._preloaded:
+                self._preloaded.pop(next(iter(self._preloaded)))
+        await self._recent(key)
+        self._preloaded.pop(key, None)
+        return model
 
     def _open(self, entry: Entry) -> Loaded:
         key = _key(entry)

@@ -185,7 +185,7 @@ def _load(base: str, clients: int, ask: Callable[[httpx.Client], int]) -> str:
     assert good
     assert len(good) + refused == len(statuses)
     p50, p99 = np.quantile(good, [0.5, 0.99])
-    return f"{len(good) / elapsed:.0f}/s p50 {1000 * p50:.0f} p99 {1000 * p99:.0f} ms, {refused} refused"
+    return f"{len(good) / elapsed:.2f}/s p50 {1000 * p50:.0f} p99 {1000 * p99:.0f} ms, {refused} refused"
 
 
 @contextmanager
