@@ -17,6 +17,7 @@ from services.cli.demo import demo
 from services.cli.evaluate import app as evaluate_app
 from services.cli.export import export
 from services.cli.export_precomputed import export_precomputed
+from services.cli.jobs import jobs, logs, stop, submit
 from services.cli.mesh import mesh
 from services.cli.report import report
 from services.cli.segment import agglomerate, predict, relabel, segment, watershed
@@ -50,6 +51,10 @@ app.command()(verify)
 app.command()(view)
 app.command()(serve)
 app.command()(token)
+app.command(context_settings={"ignore_unknown_options": True})(submit)
+app.command()(jobs)
+app.command()(logs)
+app.command()(stop)
 app.command()(train)
 app.command()(export)
 app.command()(demo)

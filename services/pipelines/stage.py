@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ import ray
 
 from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
 from infra.ledger import Ledger, why_again
+from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
 from infra.settings import Settings
 from infra.telemetry import StageProgress
@@ -67,7 +67,7 @@ class Summary:
         """The stages with all levels of an octree or a pyramid in one row: what a reader wants to see."""
         groups: dict[str, list[StageSummary]] = {}
         for stage in self.stages:
-            groups.setdefault(re.sub(r"(_(up|down))?_\d+$", "", stage.stage), []).append(stage)
+            groups.setdefault(stage_family(stage.stage), []).append(stage)
         return [_joined(name, stages) for name, stages in groups.items()]
 
 
@@ -93,7 +93,7 @@ def run_stage(stage: Stage, summary: Summary) -> None:
     write_plan(ledger.folder, [plan])
     pending, failed = _pending(stage)
     totals: dict[str, float] = {}
-    heartbeat = Heartbeat(ledger.folder, ledger.stage)
+    heartbeat, counters = Heartbeat(ledger.folder, ledger.stage), StageCounters(ledger.stage)
     with StageProgress(ledger.stage, len(stage.chunks), len(stage.chunks) - len(pending)) as progress:
         try:
             for event in map_chunks(pending, stage.make, stage.arguments, _placement(stage)):
@@ -108,9 +108,11 @@ def run_stage(stage: Stage, summary: Summary) -> None:
                             largest = figure.startswith("largest_")
                             totals[figure] = max(before, value) if largest else before + value
                         progress.advance(chunk.box.size)
+                        counters.done(chunk.box.size, report)
                     case Failed(chunk, cause, tries):
                         heartbeat.ended(chunk.name)
                         ledger.mark_failed(chunk.name, str(chunk.box), cause, tries)
+                        counters.failed()
                 heartbeat.beat(progress.voxels, progress.seconds)
         finally:
             if pending:
