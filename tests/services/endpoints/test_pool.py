@@ -142,13 +142,12 @@ def test_request_ids_come_back_and_are_in_the_logs(client: httpx.Client, server:
     assert len(made) == 1
     assert len(made[0]) >= 16
     lines: list[dict[str, Any]] = []
+    (pid,) = server.replicas("Ingress")
     give_up = time.monotonic() + 20
     while not lines and time.monotonic() < give_up:
-        for pid in server.replicas("Ingress"):
-            for file in psutil.Process(pid).open_files():
-                if file.path.endswith(".err"):
-                    text = Path(file.path).read_text()
-                    lines += [json.loads(line) for line in text.splitlines() if "test-4711" in line]
+        files = {file.path for file in psutil.Process(pid).open_files() if file.path.endswith(".err")}
+        texts = [text for path in files for text in Path(path).read_text().splitlines() if "test-4711" in text]
+        lines = [line for line in map(json.loads, texts) if line.get("logger") == "services.endpoints.access"]
         time.sleep(0.2)
     (line,) = lines
     assert line["request_id"] == "test-4711"
