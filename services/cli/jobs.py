@@ -83,17 +83,11 @@ def jobs(
 
         print(json.dumps([asdict(job) for job in found], indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for column in ("job", "status", "exit code", "began", "took"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("command", overflow="fold")
-    for job in found:
-        code = "" if job.exit_code is None else str(job.exit_code)
-        table.add_row(job.id, job.status, code, *_times(job), job.command)
-    Console().print(table)
+    print(f"{'job':<32} {'status':<9} {'exit':>4}  {'began':<19} {'took':>9}  command")
+    for job in found:  # a line each, however long: for grep and awk
+        code = "" if job.exit_code is None else job.exit_code
+        began, took = _times(job)
+        print(f"{job.id:<32} {job.status:<9} {code:>4}  {began:<19} {took:>9}  {job.command}")
 
 
 def logs(
@@ -160,9 +154,8 @@ def _checked(context: typer.Context, words: list[str]) -> JobCommand:
         following = command.commands.get(words[len(name)]) if len(name) < len(words) else None
         if following is None:
             given = " ".join(words[: len(name) + 1])
-            raise InvalidInput(
-                f"submit: expected a command, one of {', '.join(sorted(command.commands))}, got {given!r}"
-            )
+            known = " ".join(["petavoxel", *name, "--help"])
+            raise InvalidInput(f"submit: no command {given!r}; {known} lists them")
         command = following
         name.append(words[len(name)])
     kinds = {parameter.name: parameter.param_type_name for parameter in command.params}

@@ -177,6 +177,8 @@ def _checked(address: str) -> str:
 
 def _connect(address: str) -> JobSubmissionClient:
     """A client of this address; Ray would let RAY_ADDRESS override it, and its own variable overrides that."""
+    for module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every package and connection
     name = "RAY_API_SERVER_ADDRESS"
     before = os.environ.get(name)
     os.environ[name] = address
