@@ -29,8 +29,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev ## benchmarks; PETAVOXEL_DATA names the folder with the data sets
 	$(BIN)/python -m pytest tests -m slow -s --timeout=7200
 
-train: $(VENV)/.dev ## train the shipped network again, in two runs: make train DATA=FOLDER RUN=FOLDER
-	$(BIN)/petavoxel train models/zoo/fib25-affinity/pretrain.yaml $(DATA)/fib25-pretrain --data $(DATA)
+train: $(VENV)/.dev ## train the shipped network again: make train DATA=FOLDER RUN=FOLDER
 	$(BIN)/petavoxel train models/zoo/fib25-affinity/train.yaml $(RUN) --data $(DATA)
 
 chart: $(VENV)/.dev ## what is generated in the Helm chart: values.schema.json, README.md and the dashboard
