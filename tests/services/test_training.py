@@ -1,18 +1,18 @@
 """`petavoxel train` on a small volume: a checkpoint, logs, going on, and mistakes."""
 
-import contextlib
 import hashlib
-import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
+from models.errors import PetavoxelError
 from models.training.loop import read_checkpoint
-from services.cli.main import main
+from services.cli.train import train as command
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -31,26 +31,23 @@ loop: {steps: 4, batch_size: 1, warmup_steps: 2, validate_every: 2, checkpoint_e
 
 @dataclass
 class Done:
-    """What a command left behind."""
+    """What a command left behind: its exit code and the line that names a mistake."""
 
     returncode: int
     stderr: str
 
 
 def train(folder: Path, config: str, out: str = "run", *more: str) -> Done:
-    """The command in this process, as `petavoxel` would run it."""
+    """The command in this process."""
     (folder / "config.yaml").write_text(config)
     arguments = [str(folder / "config.yaml"), str(folder / out), "--data", str(folder), "--threads", "1", *more]
-    errors = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(errors),
-    ):
-        patch.setattr(sys, "argv", ["petavoxel", "train", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-    return Done(int(left.value.code or 0), errors.getvalue())
+    app = typer.Typer()
+    app.command()(command)
+    try:
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    except PetavoxelError as error:  # what the command line prints in one line
+        return Done(error.exit_code, " ".join(str(error).split()))
+    return Done(result.exit_code, result.output)
 
 
 @pytest.fixture
