@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -27,8 +27,9 @@ from services.jobs.command import JobCommand
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S, SILENCE_S, AWAY_S, PAUSE_S = 10.0, 120.0, 60.0, 1.0
-"""Seconds: to connect; without a line of the log until it is asked for anew; without an answer until following ends."""
+CONNECT_S, ANSWER_S, SILENCE_S, AWAY_S, STOP_S, PAUSE_S = 10.0, 30.0, 120.0, 60.0, 60.0, 1.0
+"""Seconds: to connect; until an answer; without a line of the log until it is asked for anew; without an answer until
+following ends; for a job to end that was told to; between two questions."""
 STOPPED = 143
 """Exit code of a job that was stopped, as a shell gives it for SIGTERM."""
 
@@ -88,10 +89,13 @@ class Jobs:
             return str(self._client.get_job_logs(job))
 
     def stop(self, job: str) -> Job:
-        """Ask a job to end, wait until it has, and return it; raises `NotFound`."""
+        """Ask a job to end and return it once it has; raises `NotFound`, and `RuntimeUnavailable` after a minute."""
         with _explained(self.address, job):
             self._client.stop_job(job)
+        give_up = time.monotonic() + STOP_S
         while not (found := self.find(job)).over:
+            if time.monotonic() > give_up:
+                raise RuntimeUnavailable(f"{self.address}: {job} was told to stop and has not within {STOP_S:g} s")
             time.sleep(PAUSE_S)
         return found
 
@@ -175,6 +179,12 @@ def _checked(address: str) -> str:
     return url.rstrip("/")
 
 
+class _Client(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        """Ray's own, which would wait for ever."""
+        return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **options})
+
+
 def _connect(address: str) -> JobSubmissionClient:
     """A client of this address; Ray would let RAY_ADDRESS override it, and its own variable overrides that."""
     for module in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
@@ -183,7 +193,7 @@ def _connect(address: str) -> JobSubmissionClient:
     before = os.environ.get(name)
     os.environ[name] = address
     try:
-        return JobSubmissionClient(address)
+        return _Client(address)
     finally:
         os.environ.pop(name)
         if before is not None:

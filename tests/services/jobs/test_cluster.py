@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cutting_proxy import CuttingProxy
 from ray_head import BIN, RayHead
 
 from infra.volumes import VolumeInfo, create_volume, open_volume
@@ -60,7 +61,9 @@ def listed(head: RayHead) -> list[dict[str, object]]:
     return jobs
 
 
-def test_a_job_with_a_local_model_ends_well(head: RayHead, image: Path, model: Model, tmp_path: Path) -> None:
+def test_a_job_with_a_local_model_ends_well_over_a_connection_that_breaks(
+    head: RayHead, image: Path, model: Model, tmp_path: Path
+) -> None:
     words = [
         "segment",
         str(image),
@@ -72,7 +75,10 @@ def test_a_job_with_a_local_model_ends_well(head: RayHead, image: Path, model: M
         model.folder.name,
     ]
     # RAY_ADDRESS names a cluster to join, not the dashboard, and must not lead elsewhere.
-    ran = petavoxel(head, "submit", *words, folder=model.folder.parent, RAY_ADDRESS="127.0.0.1:9")
+    here = {"folder": model.folder.parent, "RAY_ADDRESS": "127.0.0.1:9"}
+    with CuttingProxy(head.ports["dashboard"], b"infra.runtimes.session: model") as proxy:
+        ran = petavoxel(head, "submit", *words, "--address", proxy.address, **here)
+        assert proxy.cuts == 1  # and no line of the log is lost, see below
     assert ran.code == 0, ran.out + ran.err
     assert re.fullmatch(r"petavoxel: segment-[0-9a-f]{8} submitted to http://127.0.0.1:\d+", ran.line)
     assert "services.pipelines.stage: relabel: 2 of 2 chunks computed" in ran.out

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cutting_proxy import CuttingProxy
 from manifests import check
 from typer.testing import CliRunner
 
 from models.catalog import Model
-from models.errors import InvalidInput, NotFound, PetavoxelError
+from models.errors import InvalidInput, NotFound, PetavoxelError, RuntimeUnavailable
 from services.cli.main import app
+from services.jobs.client import Jobs
 from services.jobs.command import PACKED, JobCommand, job_command
 
 IMAGE, OUT = "gs://bucket/em.zarr", "gs://bucket/out"
@@ -134,3 +136,12 @@ def test_models_that_the_cluster_has_stay_where_they_are() -> None:
 def test_words_survive_the_shell() -> None:
     words = ("gs://bucket/a b.zarr", "$(true)", "it's")
     assert shlex.split(JobCommand(("segment",), words).entrypoint)[4:] == list(words)
+
+
+def test_who_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.jobs.client.ANSWER_S", 0.3)
+    with (
+        CuttingProxy(0, None) as silent,
+        pytest.raises(RuntimeUnavailable, match=r"expected a Ray dashboard, got.*timed"),
+    ):
+        Jobs(silent.address)
