@@ -14,7 +14,7 @@ from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map
 from infra.ledger import Ledger, why_again
 from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
-from infra.settings import Settings
+from infra.settings import current_settings
 from infra.telemetry import StageProgress
 from models.geometry import Chunk
 from services.pipelines.progress import Heartbeat, PlannedStage, write_plan
@@ -96,7 +96,7 @@ def run_stage(stage: Stage, summary: Summary) -> None:
     heartbeat, counters = Heartbeat(ledger.folder, ledger.stage), StageCounters(ledger.stage)
     with StageProgress(ledger.stage, len(stage.chunks), len(stage.chunks) - len(pending)) as progress:
         try:
-            for event in map_chunks(pending, stage.make, stage.arguments, _placement(stage)):
+            for event in map_chunks(pending, stage.make, stage.arguments, placement(stage)):
                 match event:
                     case Started():
                         heartbeat.started(event)
@@ -145,13 +145,13 @@ def inference_threads() -> int:
     return max(1, min(8, os.cpu_count() or 1))
 
 
-def _placement(stage: Stage) -> Placement:
+def placement(stage: Stage) -> Placement:
     """Where a stage runs, with the time limits of this installation.
 
     Stages of numpy and numba: one task per processor, one processor left to Ray Data. Those of a network: a worker per
     GPU, or workers of `inference_threads` threads on processors.
     """
-    settings = Settings()
+    settings = current_settings()
     limits: dict[str, Any] = {"timeout_s": settings.chunk_timeout_s, "stall_s": settings.stall_s}
     threads, processors, gpus = stage.inference_threads, _processors(), int(_resources().get("GPU", 0))
     if not threads:
@@ -168,5 +168,10 @@ def _processors() -> int:
 
 
 def _resources() -> dict[str, float]:
+    """What the cluster has, or what the settings say that it may grow to."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    settings = current_settings()
+    for name, grown in (("CPU", settings.cluster_cpus), ("GPU", settings.cluster_gpus)):
+        if grown is not None:
+            resources[name] = grown
     return resources

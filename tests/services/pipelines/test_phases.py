@@ -1,6 +1,7 @@
 """The phases of `petavoxel segment` as commands: together they are it, and a threshold needs no prediction."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from infra.volumes import open_volume
 from models.catalog import Model
 from models.errors import InvalidInput, NotFound
 from services.cli.main import app
+from services.pipelines.preparation import opened_run
+from services.pipelines.segment import PHASES
+from services.pipelines.stage import placement
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 CHUNK = "16,24,20"
@@ -82,6 +86,16 @@ def test_another_threshold_needs_only_the_cut(in_phases: Path, image: str, model
     petavoxel("relabel", str(in_phases))
     again = open_volume(str(in_phases / "segmentation.zarr"))
     np.testing.assert_array_equal(again.read(again.box), old)
+
+
+def test_a_cluster_that_grows_is_told_how_far(in_phases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [stage for phase in PHASES for stage in PHASES[phase](opened_run(str(in_phases)))]
+    assert {stage.ledger.stage: placement(stage).workers for stage in stages}["watershed"] == (os.cpu_count() or 1)
+    monkeypatch.setenv("PETAVOXEL_CLUSTER_CPUS", "65")
+    monkeypatch.setenv("PETAVOXEL_CLUSTER_GPUS", "4")
+    grown = {stage.ledger.stage: placement(stage) for stage in stages}
+    assert (grown["watershed"].workers, grown["watershed"].gpus) == (64, 0)
+    assert (grown["predict"].workers, grown["predict"].gpus) == (4, 1)
 
 
 def test_a_phase_without_a_run_is_refused(tmp_path: Path) -> None:
