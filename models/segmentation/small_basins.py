@@ -32,6 +32,7 @@ from models.errors import InvalidInput, InvalidVolume
 from models.segmentation.jit import Number, kernel
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import distinct, indices_of
+from models.segmentation.union_find import find
 
 Ids = NDArray[np.uint64]
 _UNDECIDED, _JOINED, _DONE = 0, 1, 2  # fate of an edge
@@ -182,7 +183,7 @@ def _join_all(
     fates = np.full(order.size, _DONE, np.uint8)
     for i in range(order.size):
         edge = order[i]
-        a, b = _find(groups, first[edge]), _find(groups, second[edge])
+        a, b = find(groups, first[edge]), find(groups, second[edge])
         if a == b:
             continue
         # An edge between two open supervoxels may be better than it looks here.
@@ -200,7 +201,7 @@ def _join_all(
             fates[i] = _UNDECIDED
             pending[a] = pending[b] = True
     for i in range(count):
-        groups[i], places[i] = _find(groups, i), _find(places, i)
+        groups[i], places[i] = find(groups, i), find(places, i)
     return groups, places, pending, fates
 
 
@@ -217,11 +218,11 @@ def _take_in(
 ) -> Number:
     """Join group x, which hangs on nothing, to group y; returns the edge's fate."""
     fate = _DONE
-    place = _find(places, x)
+    place = find(places, x)
     if not pending[y]:
-        places[place] = _find(places, y)
+        places[place] = find(places, y)
     elif anchors[y] >= 0:
-        places[place] = _find(places, anchors[y])
+        places[place] = find(places, anchors[y])
     else:
         fate = _JOINED
         if sizes[x] + sizes[y] >= limit:
@@ -229,13 +230,5 @@ def _take_in(
     groups[x] = y
     sizes[y] += sizes[x]
     if not pending[y] and sizes[y] >= limit:
-        anchors[y] = _find(places, y)
+        anchors[y] = find(places, y)
     return fate
-
-
-@kernel
-def _find(parents: NDArray[np.int64], node: Number) -> Number:
-    while parents[node] != node:
-        parents[node] = parents[parents[node]]
-        node = parents[node]
-    return node

@@ -16,7 +16,7 @@ from models.segmentation.relabel import distinct, indices_of
 Ids = NDArray[np.uint64]
 
 
-def union_find(first: Ids, second: Ids) -> tuple[Ids, Ids]:
+def unionfind(first: Ids, second: Ids) -> tuple[Ids, Ids]:
     """Components of the graph whose edges are the pairs (first[i], second[i]).
 
     Both uint64 of one length; pairs may repeat, and an id may be paired with itself. Returns the ids that occur,
@@ -36,7 +36,7 @@ def union_find(first: Ids, second: Ids) -> tuple[Ids, Ids]:
 def _roots(first: NDArray[np.int64], second: NDArray[np.int64], count: Number) -> NDArray[np.int64]:
     parents = np.arange(count)
     for i in range(first.size):
-        a, b = _find(parents, first[i]), _find(parents, second[i])
+        a, b = find(parents, first[i]), find(parents, second[i])
         if a < b:
             parents[b] = a
         else:
@@ -47,7 +47,8 @@ def _roots(first: NDArray[np.int64], second: NDArray[np.int64], count: Number) -
 
 
 @kernel
-def _find(parents: NDArray[np.int64], node: Number) -> Number:
+def find(parents: NDArray[np.int64], node: Number) -> Number:
+    """The root of a node; compiled, halves the path on its way."""
     while parents[node] != node:
         parents[node] = parents[parents[node]]
         node = parents[node]
