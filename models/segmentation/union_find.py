@@ -16,7 +16,7 @@ from models.segmentation.relabel import distinct, indices_of
 Ids = NDArray[np.uint64]
 
 
-def unionfind(first: Ids, second: Ids) -> tuple[Ids, Ids]:
+def union_find(first: Ids, second: Ids) -> tuple[Ids, Ids]:
     """Components of the graph whose edges are the pairs (first[i], second[i]).
 
     Both uint64 of one length; pairs may repeat, and an id may be paired with itself. Returns the ids that occur,
