@@ -64,6 +64,7 @@ def run_phase(run: Run, phase: str, summary: Summary) -> None:
     Raises `InvalidInput` where they have not, `ChunkFailed` where chunks failed repeatedly.
     """
     _check_ready(run, phase)
+    run.folder.remove(f"progress/phases/{phase}.json")  # from here on, its results may be of two minds
     create_arrays(run, phase)
     planned = [replace(stage, phase=phase) for stage in PHASES[phase](run)]
     announce(planned)
