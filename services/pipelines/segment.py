@@ -26,7 +26,7 @@ from infra.volumes import VolumeInfo, create_pyramid, create_volume
 from models.errors import InvalidInput
 from models.geometry import NEAREST, Chunk, ChunkGrid
 from services.pipelines.skeletonize import skeleton_stages
-from services.pipelines.stage import Stage, Summary, announce, run_stage
+from services.pipelines.stage import Stage, Summary, announce, forget_others, run_stage
 from services.run import Run
 from services.stages.basins_tree import basins_down, basins_of_chunk_down, basins_of_chunk_up, basins_up
 from services.stages.merges_tree import cut_down, merges_of_chunk, merges_up, segments_of_chunk
@@ -63,12 +63,7 @@ def run_phase(run: Run, phase: str, summary: Summary) -> None:
 
     Raises `InvalidInput` where they have not, `ChunkFailed` where chunks failed repeatedly.
     """
-    _check_ready(run, phase)
-    run.folder.remove(f"progress/phases/{phase}.json")  # from here on, its results may be of two minds
-    create_arrays(run, phase)
-    planned = [replace(stage, phase=phase) for stage in PHASES[phase](run)]
-    announce(planned)
-    for stage in planned:
+    for stage in begin_phase(run, phase):
         run_stage(stage, summary)
     run.folder.write_json(f"progress/phases/{phase}.json", {"key": run.phase_key(phase)})
     run.folder.write_json("progress/summary.json", {"stages": summary.as_json()})
@@ -76,6 +71,25 @@ def run_phase(run: Run, phase: str, summary: Summary) -> None:
     if last:
         run.folder.write_json("progress/complete.json", {"key": run.key})
     run.folder.remove("work" if last else f"work/{phase}")
+
+
+def begin_phase(run: Run, phase: str) -> list[Stage]:
+    """The stages of a phase, ready to be run one after the other.
+
+    Where the phase has finished with other options, it counts as unfinished from here on, and the markers that these
+    options decide are removed at once, in order: its intermediate results are gone, so what is left of the markers
+    must never name one that a later stage still reads.
+    """
+    _check_ready(run, phase)
+    create_arrays(run, phase)
+    planned = [replace(stage, phase=phase) for stage in PHASES[phase](run)]
+    marker = f"progress/phases/{phase}.json"
+    if run.folder.exists(marker) and run.folder.read_json(marker).get("key") != run.phase_key(phase):
+        run.folder.write_json(marker, {"key": ""})
+        for stage in planned:
+            forget_others(stage.ledger, stage.ledger.markers())
+    announce(planned)
+    return planned
 
 
 def predict_stages(run: Run) -> Iterator[Stage]:

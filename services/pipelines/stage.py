@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
-from infra.ledger import Ledger, why_again
+from infra.ledger import Ledger, Markers, why_again
 from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
 from infra.settings import current_settings
@@ -133,11 +133,16 @@ def _pending(stage: Stage) -> tuple[list[Chunk], set[str]]:
     if pending and (done or markers.done or markers.failed):
         why = why_again(ledger, (chunk.name for chunk in pending), markers)
         logger.info("%s: %d of %d chunks to do (%s)", ledger.stage, len(pending), len(stage.chunks), why)
-    for key, names in markers.done.items():
-        if key != ledger.key:  # before anything is overwritten, lest they vouch for what is no longer there
-            ledger.with_key(key).forget(names)
+    forget_others(ledger, markers)
     ledger.forget_failures(markers.failed - {chunk.name for chunk in pending})
     return pending, markers.failed
+
+
+def forget_others(ledger: Ledger, markers: Markers) -> None:
+    """Remove markers of other keys before anything is overwritten, lest they vouch for what is no longer there."""
+    for key, names in markers.done.items():
+        if key != ledger.key:
+            ledger.with_key(key).forget(names)
 
 
 def inference_threads() -> int:

@@ -16,7 +16,7 @@ from models.errors import InvalidInput, NotFound
 from services.cli.main import app
 from services.pipelines.preparation import opened_run
 from services.pipelines.segment import PHASES
-from services.pipelines.stage import placement
+from services.pipelines.stage import Stage, Summary, placement, run_stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 CHUNK = "16,24,20"
@@ -86,6 +86,37 @@ def test_another_threshold_needs_only_the_cut(in_phases: Path, image: str, model
     petavoxel("relabel", str(in_phases))
     again = open_volume(str(in_phases / "segmentation.zarr"))
     np.testing.assert_array_equal(again.read(again.box), old)
+
+
+class Interrupted(Exception):
+    """The end of a process, without the process."""
+
+
+@pytest.mark.parametrize(
+    ("phase", "following", "other", "back"),
+    [("watershed", "agglomerate", ["--high", "0.9"], ["--high", "0.8"]),
+     ("agglomerate", "relabel", ["--basin-voxels", "9"], ["--basin-voxels", "5"])],
+)  # fmt: skip
+def test_other_options_that_were_interrupted_and_taken_back(
+    phase: str, following: str, other: list[str], back: list[str], in_phases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(in_phases)
+
+    def interrupted(stage: Stage, summary: Summary) -> None:
+        run_stage(stage, summary)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("services.pipelines.segment.run_stage", interrupted)
+        with pytest.raises(Interrupted):
+            petavoxel(phase, str(in_phases), *other)
+    with pytest.raises(InvalidInput, match=f"{following} needs {phase}"):
+        petavoxel(following, str(in_phases))
+    petavoxel(phase, str(in_phases), *back)
+    for later in list(PHASES)[list(PHASES).index(phase) + 1 :]:
+        petavoxel(later, str(in_phases))
+    after = contents(in_phases)
+    assert [name for name in before | after if before.get(name) != after.get(name)] == []
 
 
 def test_a_cluster_that_grows_is_told_how_far(in_phases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
