@@ -93,13 +93,16 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize(
-    ("phase", "following", "other", "back"),
-    [("watershed", "agglomerate", ["--high", "0.9"], ["--high", "0.8"]),
-     ("agglomerate", "relabel", ["--basin-voxels", "9"], ["--basin-voxels", "5"])],
-)  # fmt: skip
+    ("phase", "other", "back"),
+    [
+        ("watershed", ("--high", "0.9"), ("--high", "0.8")),
+        ("agglomerate", ("--basin-voxels", "9"), ("--basin-voxels", "5")),
+    ],
+)
 def test_other_options_that_were_interrupted_and_taken_back(
-    phase: str, following: str, other: list[str], back: list[str], in_phases: Path, monkeypatch: pytest.MonkeyPatch
+    phase: str, other: tuple[str, str], back: tuple[str, str], in_phases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    later = list(PHASES)[list(PHASES).index(phase) + 1 :]
     before = contents(in_phases)
 
     def interrupted(stage: Stage, summary: Summary) -> None:
@@ -110,11 +113,11 @@ def test_other_options_that_were_interrupted_and_taken_back(
         patch.setattr("services.pipelines.segment.run_stage", interrupted)
         with pytest.raises(Interrupted):
             petavoxel(phase, str(in_phases), *other)
-    with pytest.raises(InvalidInput, match=f"{following} needs {phase}"):
-        petavoxel(following, str(in_phases))
+    with pytest.raises(InvalidInput, match=f"{later[0]} needs {phase}"):
+        petavoxel(later[0], str(in_phases))
     petavoxel(phase, str(in_phases), *back)
-    for later in list(PHASES)[list(PHASES).index(phase) + 1 :]:
-        petavoxel(later, str(in_phases))
+    for following in later:
+        petavoxel(following, str(in_phases))
     after = contents(in_phases)
     assert [name for name in before | after if before.get(name) != after.get(name)] == []
 
