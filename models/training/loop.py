@@ -35,6 +35,7 @@ from models.geometry import NEAREST, VoxelSize
 from models.networks.rsunet import RSUNet, RSUNetConfig
 from models.training.maximin import maximin_weights
 from models.training.sampler import Batch, LabelledVolume, PatchSampler
+from models.training.share import Share, share_normalisation
 from models.training.validation import edge_scores, predict, segmentation_scores
 
 logger = logging.getLogger(__name__)
@@ -133,9 +134,14 @@ class Progress:
 
 
 class Trainer:
-    """Trains one affinity network; `run` yields `Progress`, `save` writes what `resume` and the export read."""
+    """Trains one affinity network; `run` yields `Progress`, `save` writes what `resume` and the export read.
 
-    def __init__(self, network: RSUNetConfig, sampler: PatchSampler, options: LoopOptions) -> None:
+    Processes with a `share` each learn their part of every batch; all hold the same weights after every step.
+    """
+
+    def __init__(
+        self, network: RSUNetConfig, sampler: PatchSampler, options: LoopOptions, share: Share | None = None
+    ) -> None:
         if network.out_channels != len(sampler.offsets) or sampler.offsets[:3] != NEAREST:
             raise InvalidConfig(
                 f"network: expected one channel per offset, the nearest neighbours first; "
@@ -144,11 +150,14 @@ class Trainer:
         if any(extent % factor for extent, factor in zip(sampler.patch, network.divisor, strict=True)):
             raise InvalidConfig(f"patch: expected multiples of {network.divisor}, got {sampler.patch}")
         self.options, self.sampler, self.step = options, sampler, 0
+        self.share = share or Share()
+        self._patches = self.share.patches(options.batch_size)
         self.best_voi, self.without_gain = math.inf, 0
         self.device = _device(options.device)
         self.bf16 = _use_bf16(options.precision, self.device)
         torch.manual_seed(sampler.seed)
         self.network = RSUNet(network).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        share_normalisation(self.network, self.share)
         self.averaged = deepcopy(self.network).eval()
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -162,11 +171,11 @@ class Trainer:
     def run(self, validation: tuple[LabelledVolume, ...] = ()) -> Iterator[Progress]:
         """Train from the current step to the last; the next batch is made while the current one is learnt."""
         with ThreadPoolExecutor(1) as maker:
-            upcoming = maker.submit(self.sampler.batch, self.step, self.options.batch_size)
+            upcoming = maker.submit(self._batch, self.step)
             while self.step < self.options.steps and not self.stopped_early:
                 batch = upcoming.result()
                 if self.step + 1 < self.options.steps:
-                    upcoming = maker.submit(self.sampler.batch, self.step + 1, self.options.batch_size)
+                    upcoming = maker.submit(self._batch, self.step + 1)
                 loss, primary = self._learn(batch)
                 self.step += 1
                 due = self.step % self.options.validate_every == 0 or self.step == self.options.steps
@@ -179,15 +188,21 @@ class Trainer:
 
     def validate(self, volumes: tuple[LabelledVolume, ...]) -> dict[str, float]:
         """Score the averaged weights on whole volumes; means over them of `edge_scores` and `segmentation_scores`."""
-        scores = []
-        for volume in volumes:
-            probabilities = predict(self._probabilities, volume.image, self.network.config.divisor)
-            sampler = self.sampler
-            edges = edge_scores(
-                probabilities, volume.labels, boundary_voxels=sampler.boundary_voxels, balance=sampler.balance
-            )
-            scores.append({**edges, **segmentation_scores(probabilities, volume.labels)})
-        return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+        own = volumes[self.share.rank :: self.share.world]
+        scores = [self._score(volume) for volume in own or volumes[:1]]  # who has none still has to know the names
+        sums = torch.tensor(
+            [sum(score[name] for score in scores) * bool(own) for name in scores[0]], dtype=torch.float64
+        )
+        means = self.share.total(sums.to(self.device)) / len(volumes)
+        return dict(zip(scores[0], means.tolist(), strict=True))
+
+    def _score(self, volume: LabelledVolume) -> dict[str, float]:
+        probabilities = predict(self._probabilities, volume.image, self.network.config.divisor)
+        sampler = self.sampler
+        edges = edge_scores(
+            probabilities, volume.labels, boundary_voxels=sampler.boundary_voxels, balance=sampler.balance
+        )
+        return {**edges, **segmentation_scores(probabilities, volume.labels)}
 
     def initialise(self, path: Path) -> None:
         """Begin with a checkpoint's averaged weights; raises `InvalidModel` if damaged or of another network."""
@@ -235,6 +250,9 @@ class Trainer:
             )
         return content
 
+    def _batch(self, step: int) -> Batch:
+        return self.sampler.batch(step, self._patches, first=self.share.rank * self._patches)
+
     def _learn(self, batch: Batch) -> tuple[float, float]:
         self.network.train()
         if self.options.frozen(self.step):
@@ -246,19 +264,21 @@ class Trainer:
         with self._autocast():
             logits = self.network(self._input(batch.image))
         targets, weights = (torch.from_numpy(part).to(self.device) for part in (batch.targets, batch.weights))
-        primary = _mean_loss(logits[:, :3].float(), targets[:, :3], weights[:, :3])
+        primary = _mean_loss(logits[:, :3].float(), targets[:, :3], weights[:, :3], self.share)
         loss = primary
         if logits.shape[1] > 3:
-            auxiliary = _mean_loss(logits[:, 3:].float(), targets[:, 3:], weights[:, 3:])
+            auxiliary = _mean_loss(logits[:, 3:].float(), targets[:, 3:], weights[:, 3:], self.share)
             loss = primary + self.options.auxiliary_weight * auxiliary
         if self.options.maximin_weight:
             loss = loss + self.options.maximin_weight * self._maximin_loss(logits[:, :3].float(), targets, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.share.sum_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self._average()
-        return float(loss.detach()), float(primary.detach())
+        whole, nearest = self.share.total(torch.stack([loss.detach(), primary.detach()])).tolist()
+        return whole, nearest
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -281,7 +301,7 @@ class Trainer:
             ]
         )
         losses = functional.binary_cross_entropy_with_logits(logits, targets[:, :3], reduction="none")
-        return (losses * torch.from_numpy(shares).to(self.device)).sum() / (2 * len(shares))
+        return (losses * torch.from_numpy(shares).to(self.device)).sum() / (2 * self.options.batch_size)
 
     def _probabilities(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Nearest-neighbour probabilities (3, z, y, x) of the averaged weights for an image (z, y, x)."""
@@ -314,9 +334,10 @@ def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _mean_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _mean_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, share: Share) -> torch.Tensor:
+    """This process's part of the weighted mean over the whole batch."""
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp(min=1.0)
+    return (losses * weights).sum() / share.total(weights.sum()).clamp(min=1.0)
 
 
 def _device(name: str) -> torch.device:

@@ -72,16 +72,14 @@ class PatchSampler:
             if min(self._places(volume)) < 1:
                 raise InvalidVolume(f"training volume: expected at least {self.patch}, got {volume.image.shape}")
 
-    def batch(self, step: int, size: int) -> Batch:
-        """Return the `size` patches of training step `step`."""
-        rng = np.random.default_rng([self.seed, step])
-        places = np.array([np.prod(self._places(volume)) for volume in self.volumes], np.float64)
-        patches = [
-            self._patch(self.volumes[rng.choice(len(places), p=places / places.sum())], rng) for _ in range(size)
-        ]
+    def batch(self, step: int, size: int, *, first: int = 0) -> Batch:
+        """Return patches `first` to `first + size` of training step `step`; each is the same in whatever batch."""
+        patches = [self._patch(np.random.default_rng([self.seed, step, first + i])) for i in range(size)]
         return Batch(*(np.stack(parts) for parts in zip(*patches, strict=True)))
 
-    def _patch(self, volume: LabelledVolume, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    def _patch(self, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+        places = np.array([np.prod(self._places(volume)) for volume in self.volumes], np.float64)
+        volume = self.volumes[rng.choice(len(places), p=places / places.sum())]
         start = triple([rng.integers(places) for places in self._places(volume)], "patch start")
         deformation = random_deformation(self.patch, self.augmentation, rng)
         image, labels = read_patch(volume.image, volume.labels, start, self.patch, deformation)
