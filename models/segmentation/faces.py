@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import InvalidVolume
+from models.segmentation.columns import check_columns
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import distinct, relabelled
 
@@ -44,13 +44,7 @@ class FaceEdges:
     affinity_max: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        for name, dtype in _FIELDS.items():
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != (self.u.size,):
-                raise InvalidVolume(
-                    f"face edges: expected {name} of {np.dtype(dtype)} and shape {(self.u.size,)}, "
-                    f"got {array.dtype} of {array.shape}"
-                )
+        check_columns(self, _FIELDS, "face edges")
 
     def __len__(self) -> int:
         return int(self.u.size)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
+from models.segmentation.columns import check_columns
 from models.segmentation.jit import Number, kernel
 from models.segmentation.ratios import Threshold, affinity_ratio, ratio_key
 from models.segmentation.relabel import relabelled
@@ -34,13 +35,7 @@ class MergeTree:
     face_count: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        for name, dtype in _FIELDS.items():
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != (self.a.size,):
-                raise InvalidVolume(
-                    f"merge tree: expected {name} of {np.dtype(dtype)} and shape {(self.a.size,)}, "
-                    f"got {array.dtype} of {array.shape}"
-                )
+        check_columns(self, _FIELDS, "merge tree")
         if not ((self.a < self.b).all() and (self.face_count >= 1).all() and (self.affinity_sum >= 0).all()):
             raise InvalidVolume("merge tree: expected a < b, sums of at least 0 and counts of at least 1")
 

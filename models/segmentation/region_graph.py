@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
+from models.segmentation.columns import check_columns
 from models.segmentation.hashing import hash_id, hash_pair
 from models.segmentation.jit import Number, kernel
 from models.segmentation.relabel import distinct, relabelled
@@ -48,13 +49,7 @@ class RegionGraph:
     affinity_max: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        for name, dtype in _FIELDS.items():
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != (self.u.size,):
-                raise InvalidVolume(
-                    f"region graph: expected {name} of {np.dtype(dtype)} and shape {(self.u.size,)}, "
-                    f"got {array.dtype} of {array.shape}"
-                )
+        check_columns(self, _FIELDS, "region graph")
         u, v = self.u, self.v
         if not ((u > 0).all() and (u < v).all()):
             raise InvalidVolume("region graph: expected 0 < u < v in every edge")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
+from models.segmentation.columns import check_columns
 from models.segmentation.relabel import distinct, indices_of
 
 Ids = NDArray[np.uint64]
@@ -29,14 +30,7 @@ class Segments:
     frozen: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        dtypes = {"ids": np.uint64, "comparison_ids": np.uint64, "frozen": np.bool_}
-        for name, dtype in dtypes.items():
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != (self.ids.size,):
-                raise InvalidVolume(
-                    f"segments: expected {name} of {np.dtype(dtype)} and shape {(self.ids.size,)}, "
-                    f"got {array.dtype} of {array.shape}"
-                )
+        check_columns(self, {"ids": np.uint64, "comparison_ids": np.uint64, "frozen": np.bool_}, "segments")
         if not (self.ids[:-1] < self.ids[1:]).all() or (self.ids[:1] == 0).any():
             raise InvalidVolume("segments: expected ids above 0, sorted, each once")
         free = self.comparison_ids[~self.frozen]
