@@ -4,9 +4,9 @@ A row is a chunk's description; the function reads, computes and writes its own 
 
 ::
 
-    round 1   all chunks, several to a task        →  done, failed, or lost: their worker died
-    round 2   those that were lost, one to a task  →  …
-    round n   a chunk whose worker died `tries` times is given up: poisoned
+    round 1   a window of chunks, several to a task  →  done, failed, or lost: their worker died
+    round 2   those that were lost, one to a task    →  …
+    round n   a chunk whose worker died `tries` times is given up: poisoned; then the next window
 
 Errors inside a chunk are caught where they happen (`chunk_worker`): storage failures are tried again, and a chunk that
 keeps failing is reported with its box and cause after all others are done, so one poisoned chunk costs nothing but
@@ -22,9 +22,10 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import ray
 import ray.data
@@ -43,6 +44,12 @@ STOP_S = 10.0
 """How long an abandoned dataset may take to end."""
 LARGEST_TASK = 32
 """Chunks in one task: Ray Data looks at its tasks every 0.1 s, too slow for tasks that are as short."""
+WINDOW = 1 << 16
+"""Chunks that the driver knows at a time, at least; it waits for all of them before the next ones."""
+WINDOW_PER_WORKER = 64
+"""And for every worker, so that the wait at a window's end is short beside the window."""
+MOST_NAMED = 20
+"""Failures that the last error names; all are in the log and in the ledger."""
 TASKS_PER_WORKER = 4
 """At least so many tasks for every worker, where there are chunks enough, so that all end at about the same time."""
 
@@ -103,53 +110,70 @@ class Waiting:
 Event = Started | Done | Failed | Waiting
 
 
+class Chunks(Protocol):
+    """Chunks that are made as they are asked for, and how many."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+
 def map_chunks(
-    chunks: Sequence[Chunk], make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
+    chunks: Chunks, make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
 ) -> Iterator[Event]:
     """Yield what happens to the chunks, in any order: each ends once, with `Done` or `Failed`.
 
     Parameters
     ----------
     chunks
-        What to do.
+        What to do; a window of them is held at a time, so memory does not follow their number.
     make, arguments
         `make(*arguments)` is called in every worker and returns the function that is applied to its chunks; both must
         be picklable.
 
-    Raises `ChunkFailed` after the last chunk, naming each chunk that failed, its box and the cause; and at once where
-    the cluster has no place for a worker, or workers die before they begin.
+    Raises `ChunkFailed` after the last chunk, naming the first 20 chunks that failed, their boxes and causes; and at
+    once where the cluster has no place for a worker, or workers die before they begin.
     """
-    left = {chunk.name: _Chunk(chunk) for chunk in chunks}
-    failures: list[str] = []
-    first, barren = True, 0
+    failed, texts, source = 0, [], iter(chunks)
+    size = max(WINDOW, WINDOW_PER_WORKER * placement.workers)
+    while window := {chunk.name: _Chunk(chunk) for chunk in islice(source, size)}:
+        for event in _window(window, make, arguments, placement):
+            if isinstance(event, Failed):
+                failed += 1
+                text = f"chunk {event.chunk.name} (box {event.chunk.box}): {event.cause}"
+                logger.error("%s", text)
+                if failed <= MOST_NAMED:
+                    texts.append(text)
+            yield event
+    if failed:
+        raise ChunkFailed(f"{failed} of {len(chunks)} chunks failed: " + "; ".join(texts))
+
+
+def _window(
+    left: dict[str, _Chunk], make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
+) -> Iterator[Event]:
+    """Run chunks in rounds until each has ended; what ended is taken out of `left`."""
+    first, barren, count = True, 0, len(left)
     while left:
         before = len(left)
         size = _task_size(len(left), placement) if first else 1
         rows = [state.row() for state in left.values()]
         pump = _Pump(_dataset(rows, size, make, arguments, replace(placement, prefetch=first and placement.prefetch)))
-        for event in _round(left, pump, placement):
-            if isinstance(event, Failed):
-                failures.append(_described(event))
-            yield event
+        yield from _round(left, pump, placement)
         moved = len(left) < before
         alone = not pump.error and size == 1 and not (first and placement.stateful)
         for state in [state for state in left.values() if state.started or alone]:
             state.deaths += 1
             moved = True
             if state.deaths >= placement.tries:
-                event = Failed(left.pop(state.chunk.name).chunk, _death(state, placement), state.deaths)
-                failures.append(_described(event))
-                yield event
+                yield Failed(left.pop(state.chunk.name).chunk, _death(state, placement), state.deaths)
         if left:
             barren = 0 if moved else barren + 1
             if barren >= placement.tries:
                 raise ChunkFailed(
-                    f"{len(left)} of {len(chunks)} chunks: workers die before they begin, {barren} times: {pump.error}"
+                    f"{len(left)} of {count} chunks: workers die before they begin, {barren} times: {pump.error}"
                 )
             logger.warning("%d chunks were lost with their workers and are run again %s", len(left), pump.error)
         first = False
-    if failures:
-        raise ChunkFailed(f"{len(failures)} of {len(chunks)} chunks failed: " + "; ".join(failures[:20]))
 
 
 @dataclass
@@ -169,12 +193,6 @@ class _Chunk:
 
 def _task_size(chunks: int, placement: Placement) -> int:
     return max(1, min(LARGEST_TASK, chunks // (TASKS_PER_WORKER * placement.workers)))
-
-
-def _described(failed: Failed) -> str:
-    text = f"chunk {failed.chunk.name} (box {failed.chunk.box}): {failed.cause}"
-    logger.error("%s", text)
-    return text
 
 
 def _death(state: _Chunk, placement: Placement) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 from infra.objects import Folder
 from infra.written import Written
 from models.errors import StorageFailed
-from models.geometry import Box, Chunk
+from models.geometry import Box, Chunk, ChunkGrid
 
 _BITS = 6
 _GROUP = 1 << _BITS
@@ -84,14 +84,14 @@ class Exchange:
         """Passes between the sources and the buckets."""
         return len(self._widths) if self.sources > _NEIGHBOURS else 0
 
-    def tasks(self, number: int) -> list[Chunk]:
+    def tasks(self, number: int) -> ChunkGrid:
         """The units of pass `number`, 1 to `passes`; index: group of files, leading bits of the bucket."""
         prefixes = 1 << sum(self._widths[: number - 1])
-        return [_unit(group, prefix) for prefix in range(prefixes) for group in range(self._files(number))]
+        return ChunkGrid(Box((0, 0, 0), (self._files(number), prefixes, 1)), (1, 1, 1))
 
-    def units(self) -> list[Chunk]:
+    def units(self) -> ChunkGrid:
         """The buckets as units of work; the first index is the bucket."""
-        return [_unit(bucket, 0) for bucket in range(self.buckets)]
+        return ChunkGrid(Box((0, 0, 0), (self.buckets, 1, 1)), (1, 1, 1))
 
     def write(self, source: int, records: Iterable[Record], buckets: Iterable[int]) -> Written:
         """Store the records of one source; `buckets` says where each belongs."""
@@ -151,10 +151,6 @@ class Exchange:
         packed = [b"".join(_packed(record) for record in sorted(section, key=_id)) for section in sections]
         ends = np.cumsum([8 * (len(packed) + 1), *(len(section) for section in packed)]).astype("<u8")
         return self.folder.write(self._name(number, file, prefix), b"".join([ends.tobytes(), *packed]))
-
-
-def _unit(first: int, second: int) -> Chunk:
-    return Chunk((first, second, 0), Box((first, second, 0), (first + 1, second + 1, 1)))
 
 
 def _packed(record: Record) -> bytes:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from infra.attempt import attempt_figures, now
+from infra.chunk_names import ChunkNames, NameCollector
 from infra.objects import Folder
 from infra.written import Written
 from models.errors import NotFound, StorageFailed
@@ -34,8 +36,8 @@ THREADS = 16
 class Markers:
     """What one listing says of a stage: names of chunks by the key they were made with, and those that failed."""
 
-    done: dict[str, set[str]]
-    failed: set[str]
+    done: dict[str, ChunkNames]
+    failed: ChunkNames
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,13 @@ class Ledger:
 
     def markers(self) -> Markers:
         """What is done and what failed, from one listing of names."""
-        done: dict[str, set[str]] = {}
-        failed: set[str] = set()
-        for name in self._folder.names():
-            chunk, _, key = name.removesuffix(".json").partition(".")
-            if key == FAILED:
-                failed.add(chunk)
-            elif name.endswith(".json"):
-                done.setdefault(key, set()).add(chunk)
-        return Markers(done, failed)
+        found: dict[str, NameCollector] = defaultdict(NameCollector)
+        for name in self._folder.each_name():
+            if name.endswith(".json"):
+                chunk, _, key = name.removesuffix(".json").partition(".")
+                found[key].add(chunk)
+        failed = found.pop(FAILED, NameCollector()).names()
+        return Markers({key: names.names() for key, names in found.items()}, failed)
 
     def marker(self, chunk: str) -> dict[str, Any]:
         """A chunk's marker; raises `NotFound` where it has none, `StorageFailed` where it is damaged."""
@@ -120,17 +120,17 @@ class Ledger:
 
 def why_again(ledger: Ledger, chunks: Iterable[str], markers: Markers) -> str:
     """In words, why these chunks are to be done: missing, failed or damaged before, made with another configuration."""
-    wanted = set(chunks)
-    reasons = []
-    others = {key: names & wanted for key, names in markers.done.items() if key != ledger.key}
-    for key, names in others.items():
-        if names:
-            reasons.append(f"{len(names)} made with another configuration{_difference(ledger, key, min(names))}")
-    failed = (markers.failed & wanted).difference(*others.values())
+    wanted = chunks if isinstance(chunks, ChunkNames) else ChunkNames(chunks)
+    failed, missing, reasons = markers.failed & wanted, wanted, []
+    for key, names in markers.done.items():
+        others = names & wanted
+        if key != ledger.key and others:
+            reasons.append(f"{len(others)} made with another configuration{_difference(ledger, key, min(others))}")
+            failed, missing = failed - others, missing - others
+    missing -= failed
     if failed:
         reasons.append(f"{len(failed)} failed or damaged before")
-    missing = len(wanted - failed - set().union(*others.values()))
-    return ", ".join(([f"{missing} missing"] if missing else []) + reasons)
+    return ", ".join(([f"{len(missing)} missing"] if missing else []) + reasons)
 
 
 def _difference(ledger: Ledger, key: str, chunk: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ class Folder:
         self._objects().write(name, content)
         return Written.content(self.at(name), content)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Store `content` where no object is yet, also if several try at once; False where there is another one."""
+        return self._objects().create(name, content)
+
     def read(self, name: str) -> bytes:
         """The bytes of one object; raises `NotFound` where there is none."""
         content = self._objects().read(name)
@@ -69,6 +73,14 @@ class Folder:
     def names(self, prefix: str = "") -> list[str]:
         """Names of the objects directly below `prefix`, sorted; none where nothing is there."""
         return self._objects(prefix).names()
+
+    def each_name(self, prefix: str = "") -> Iterator[str]:
+        """The same names in no order, as they come: for millions of them."""
+        return self._objects(prefix).each_name()
+
+    def below(self, depth: int) -> dict[str, tuple[int, str]]:
+        """Objects at most `depth` names below this folder, each with its size and what changes when it is replaced."""
+        return self._objects().below(depth)
 
     def occupied(self) -> bool:
         """Whether anything lies below this folder."""

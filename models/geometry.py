@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from models.errors import InvalidInput
@@ -129,6 +128,8 @@ class ChunkGrid:
         box.start                       box.stop
         |  chunk 0  |  chunk 1  | chunk 2 |
 
+    It is what it says, two triples more than a box, however many chunks it has: they are made as they are asked for.
+
     Raises `InvalidInput` for an empty box or a chunk extent below one.
     """
 
@@ -161,9 +162,20 @@ class ChunkGrid:
         (_, ny, nx), (z, y, x) = self.shape, chunk.index
         return (z * ny + y) * nx + x
 
+    def __getitem__(self, rank: int) -> Chunk:
+        """The chunk at a place in the order of iteration; raises `IndexError` beyond the last."""
+        if not 0 <= rank < len(self):
+            raise IndexError(f"chunk: expected a place from 0 to {len(self) - 1}, got {rank}")
+        _, ny, nx = self.shape
+        return self.chunk((rank // (ny * nx), rank // nx % ny, rank % nx))
+
     def __iter__(self) -> Iterator[Chunk]:
-        for z, y, x in product(*(range(n) for n in self.shape)):
-            yield self.chunk((z, y, x))
+        (a, b, c), (d, e, f), (dz, dy, dx) = self.box.start, self.box.stop, self.chunk_shape
+        for z, z0 in enumerate(range(a, d, dz)):
+            for y, y0 in enumerate(range(b, e, dy)):
+                for x, x0 in enumerate(range(c, f, dx)):
+                    stop = (min(z0 + dz, d), min(y0 + dy, e), min(x0 + dx, f))
+                    yield Chunk((z, y, x), Box((z0, y0, x0), stop))
 
 
 def _add(a: Triple, b: Triple) -> Triple:

@@ -12,11 +12,10 @@ So each face is looked at once on the way up, and a node's open faces are what m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from models.geometry import Box, Chunk, ChunkGrid, Triple
+from models.geometry import Chunk, ChunkGrid, Triple
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,16 @@ class Octree:
 
     def shape(self, level: int) -> Triple:
         """Number of nodes of a level along z, y, x."""
-        z, y, x = (-(-n // 2**level) for n in self.grid.shape)
-        return z, y, x
+        return self.nodes(level).shape
 
     def node(self, level: int, index: Triple) -> Chunk:
         """The node of `level` at `index`, its box cut off at the grid's."""
-        z, y, x = (n << level for n in self.grid.chunk_shape)
-        start = self.grid.box.start
-        first = (start[0] + index[0] * z, start[1] + index[1] * y, start[2] + index[2] * x)
-        return Chunk(index, Box.from_shape((z, y, x), first).intersection(self.grid.box))
+        return self.nodes(level).chunk(index)
 
-    def nodes(self, level: int) -> Iterator[Chunk]:
+    def nodes(self, level: int) -> ChunkGrid:
         """All nodes of a level, in C order."""
-        for z, y, x in product(*(range(n) for n in self.shape(level))):
-            yield self.node(level, (z, y, x))
+        z, y, x = (n << level for n in self.grid.chunk_shape)
+        return ChunkGrid(self.grid.box, (z, y, x))
 
     def children(self, level: int, node: Chunk) -> list[Chunk]:
         """The nodes of `level` - 1 that a node of `level` is made of, one to eight."""

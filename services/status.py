@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from infra.chunk_names import ChunkNames
 from infra.ledger import Ledger
 from infra.objects import Folder
 from models.errors import NotFound, StorageFailed
@@ -79,7 +80,7 @@ def run_status(out: str) -> RunStatus:
 def _stage(folder: Folder, plan: PlannedStage, beat: dict[str, Any], alive: bool) -> StageStatus:
     ledger = Ledger(folder, plan.stage, plan.key)
     markers = ledger.markers()
-    finished = markers.done.get(plan.key, set())
+    finished = markers.done.get(plan.key, ChunkNames())
     failed = sorted(markers.failed - finished)
     causes = [(name, ledger.failure(name)) for name in failed[:MOST_FAILURES]]
     running = tuple(

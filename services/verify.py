@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from infra.chunk_names import ChunkNames
 from infra.ledger import Ledger
 from infra.objects import Folder
 from infra.volumes import Volume, open_volume
@@ -73,7 +74,7 @@ def verify(out: str) -> Verification:
     with ThreadPoolExecutor(THREADS) as threads:
         for plan in read_plan(folder):
             ledger = Ledger(folder, plan.stage, plan.key)
-            chunks = sorted(ledger.markers().done.get(plan.key, set()))
+            chunks = ledger.markers().done.get(plan.key, ChunkNames())
             for checked in threads.map(lambda chunk, ledger=ledger: check.chunk(ledger, chunk), chunks):
                 found.chunks += 1
                 found.outputs += checked.outputs
@@ -99,7 +100,7 @@ def repair(out: str, found: Verification) -> list[str]:
         folder.remove(PHASE.format(phase))
     for plan in again:
         ledger = Ledger(folder, plan.stage, plan.key)
-        ledger.forget(ledger.markers().done.get(plan.key, set()))
+        ledger.forget(ledger.markers().done.get(plan.key, ChunkNames()))
     for damage in found.damages:
         ledger = Ledger(folder, damage.stage, damage.key)
         ledger.mark_failed(damage.chunk, damage.box, f"damaged: {damage.output}: {damage.cause}")

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from infra.volumes.metering import count, http_trace
 from infra.volumes.patience import Patience, operation_limit
 from models.errors import InvalidVolume, RuntimeUnavailable
 
+LIST_PAGE = 5000
+"""Names in one answer of a bucket's list; Amazon gives 1000 at most."""
 AMAZON_ATTEMPTS = 6
 """Attempts of one request to S3, as many as gcsfs makes; they wait up to 1, 2, 4, 8 and 16 s in between."""
 
@@ -146,16 +149,46 @@ class Objects:
             else:
                 self._call("pipe_file", self._path(name), data, nbytes=len(data))
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object whole where there is none; False, and nothing is changed, where there is another one."""
+        with storage_errors(self._where(name)):
+            try:
+                if self._fs is None:
+                    write_whole(Path(self._path(name)), data, replacing=False)
+                    count("put", bytes_out=len(data))
+                else:
+                    self._call("pipe_file", self._path(name), data, mode="create", nbytes=len(data))
+            except FileExistsError:  # also where the answer was lost and the library sent the request again
+                return self.read(name) == data
+            return True
+
+    def below(self, depth: int) -> dict[str, tuple[int, str]]:
+        """Every object at most `depth` names below the location: its size, and what changes when it is replaced."""
+        with storage_errors(self._where("")):
+            if self._fs is None:
+                count("list")
+                root = Path(self.location.path)
+                paths = (path for level in range(depth) for path in root.glob("*/" * level + "*") if path.is_file())
+                stats = ((path.relative_to(root).as_posix(), path.stat()) for path in paths)
+                return {name: (status.st_size, _stamp_of_file(status)) for name, status in stats}
+            try:
+                found = self._call("find", self.location.path, detail=True)
+            except FileNotFoundError:
+                return {}
+            start = f"{self.location.path}/"
+            names = ((path.lstrip("/").removeprefix(start), known) for path, known in found.items())
+            return {
+                name: (int(known["size"]), _stamp_of_object(known)) for name, known in names if name.count("/") < depth
+            }
+
     def stamp(self, name: str = "") -> str:
         """What changes when an object is replaced: size and time of a file, etag and generation in a bucket."""
         with storage_errors(self._where(name)):
             if self._fs is None:
                 status = os.stat(self._path(name))
                 count("head")
-                return f"size={status.st_size} mtime_ns={status.st_mtime_ns} inode={status.st_ino}"
-            known = self._call("info", self._path(name))
-            keys = ("size", "generation", "etag", "ETag", "updated", "LastModified", "created")
-            return " ".join(f"{key}={known[key]}" for key in keys if known.get(key) is not None)
+                return _stamp_of_file(status)
+            return _stamp_of_object(self._call("info", self._path(name)))
 
     def occupied(self) -> bool:
         """Whether anything lies at or below the location."""
@@ -171,15 +204,55 @@ class Objects:
 
     def names(self) -> list[str]:
         """Names of the objects directly below the location, sorted; none where nothing is there."""
+        return sorted(self.each_name())
+
+    def each_name(self) -> Iterator[str]:
+        """Names of the objects directly below the location as they come, in bounded memory.
+
+        A page of a bucket's list is an operation of its own: a list of millions takes longer than one may.
+        """
         with storage_errors(self._where("")):
             try:
-                if self._fs is None:
+                if self.location.scheme == "gs":
+                    yield from self._google_names()
+                elif self.location.scheme == "s3":
+                    yield from self._amazon_names()
+                elif self._fs is not None:
+                    found = self._fs.ls(self.location.path, detail=True)
+                    yield from (entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+                else:
                     count("list")
-                    return sorted(path.name for path in Path(self.location.path).iterdir() if path.is_file())
-                found = self._call("ls", self.location.path, detail=True)
+                    with os.scandir(self.location.path) as entries:
+                        yield from (entry.name for entry in entries if entry.is_file())
             except FileNotFoundError:
-                return []
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+                return
+
+    def _google_names(self) -> Iterator[str]:
+        bucket, prefix = self._bucket_and_prefix()
+        token = None
+        while True:
+            page = self._call(
+                "call", "GET", "b/{}/o", bucket, prefix=prefix, delimiter="/", maxResults=LIST_PAGE, pageToken=token,
+                fields="items(name),nextPageToken", json_out=True,
+            )  # fmt: skip
+            yield from (item["name"].removeprefix(prefix) for item in page.get("items", ()) if item["name"] != prefix)
+            token = page.get("nextPageToken")
+            if not token:
+                return
+
+    def _amazon_names(self) -> Iterator[str]:
+        bucket, prefix = self._bucket_and_prefix()
+        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": LIST_PAGE}
+        while True:
+            page = self._call("call_s3", "list_objects_v2", **asked)
+            yield from (item["Key"].removeprefix(prefix) for item in page.get("Contents", ()) if item["Key"] != prefix)
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _bucket_and_prefix(self) -> tuple[str, str]:
+        bucket, _, prefix = self.location.path.partition("/")
+        return bucket, f"{prefix}/" if prefix else ""
 
     def delete_all(self) -> None:
         """Delete whatever lies at or below the location."""
@@ -221,13 +294,28 @@ def _local_bytes(path: Path) -> bytes:
     return content
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a local file so that it is either absent, old or complete, whatever happens meanwhile."""
+def _stamp_of_file(status: os.stat_result) -> str:
+    return f"size={status.st_size} mtime_ns={status.st_mtime_ns} inode={status.st_ino}"
+
+
+def _stamp_of_object(known: Mapping[str, Any]) -> str:
+    keys = ("size", "generation", "etag", "ETag", "updated", "LastModified", "created")
+    return " ".join(f"{key}={known[key]}" for key in keys if known.get(key) is not None)
+
+
+def write_whole(path: Path, data: bytes, *, replacing: bool = True) -> None:
+    """Write a local file so that it is either absent, old or complete, whatever happens meanwhile.
+
+    Raises `FileExistsError` where there is one and it is not to be replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_bytes(data)
-        partial.replace(path)
+        if replacing:
+            partial.replace(path)
+        else:
+            os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

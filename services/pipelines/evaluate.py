@@ -75,7 +75,7 @@ def measure_job(measure: Measure, out: str, chunk_shape: Triple) -> MeasureJob:
 
 def measure_stage(job: MeasureJob) -> Stage:
     """The one stage of a measure."""
-    return Stage(job.ledger, tuple(job.grid), measured, (job,))
+    return Stage(job.ledger, job.grid, measured, (job,))
 
 
 def finish_measure(job: MeasureJob) -> Any:
@@ -108,9 +108,9 @@ def evaluation_stages(job: ContingencyJob) -> Iterator[Stage]:
     """The stages, in order; each needs the ones before it."""
     if job.folder.exists("contingency.parquet"):
         return
-    yield Stage(job.ledger("contingency"), tuple(job.grid), contingency, (job,))
+    yield Stage(job.ledger("contingency"), job.grid, contingency, (job,))
     for level in range(1, job.levels + 1):
-        yield Stage(job.ledger(f"sum_{level}"), tuple(job.units(level)), add_up, (job, level))
+        yield Stage(job.ledger(f"sum_{level}"), job.units(level), add_up, (job, level))
 
 
 def finish(job: ContingencyJob, pred_background: PredBackground, samples: int) -> SegmentationScores:

@@ -128,12 +128,12 @@ def export_stages(export: Export) -> Iterator[Stage]:
     for level in range(len(export.shapes)):
         ledger = _ledger(export, f"segmentation_{level}")
         task = ExportLevel(export.segmentation.url, level, (0, 0, 0), (1, 1, 1), target, level)
-        yield Stage(ledger, tuple(_grid(target, level)), copy_labels, (task, ledger))
+        yield Stage(ledger, _grid(target, level), copy_labels, (task, ledger))
     for name, url in export.layers.items():
         ledger, sharding = _ledger(export, name), Sharding.of(Folder(url).read_json("info").get("sharding"), url)
         blocks = ChunkGrid(Box((0, 0, 0), (1 << sharding.shard_bits, 1, 1)), (SHARDS_PER_TASK, 1, 1))
         copied = export.out.at(f"segmentation/{name}")
-        yield Stage(ledger, tuple(blocks), copy_shards, (url, copied, sharding, ledger))
+        yield Stage(ledger, blocks, copy_shards, (url, copied, sharding, ledger))
     if export.image is not None:
         target = _layer(export, "image")
         first = ExportLevel(export.image.url, 0, export.image_begin, (1, 1, 1), target, 0)
@@ -141,7 +141,7 @@ def export_stages(export: Export) -> Iterator[Stage]:
         tasks = [first, *(ExportLevel(target, n - 1, (0, 0, 0), step, target, n) for n, step in steps)]
         for task in tasks:
             ledger = _ledger(export, f"image_{task.into}")
-            yield Stage(ledger, tuple(_grid(target, task.into)), copy_image, (task, ledger))
+            yield Stage(ledger, _grid(target, task.into), copy_image, (task, ledger))
 
 
 def _image_of(described: Mapping[str, Any], run: str) -> tuple[Volume, Triple]:

@@ -55,6 +55,6 @@ def mesh_stages(job: MeshJob) -> Iterator[Stage]:
     """The stages of meshes, in order."""
     PrecomputedMeshes(job.out).create(job.sharding.shard_bits)
     for number, detail in enumerate(job.details):
-        yield Stage(job.ledger(f"mesh_{number}"), tuple(detail.grid), surface_chunks, (job, number))
+        yield Stage(job.ledger(f"mesh_{number}"), detail.grid, surface_chunks, (job, number))
     yield from regroup_stages(job.exchange, job.sharding, job.ledger, "meshes")
-    yield Stage(job.ledger("meshes"), tuple(job.exchange.units()), manifests, (job,))
+    yield Stage(job.ledger("meshes"), job.exchange.units(), manifests, (job,))

@@ -24,14 +24,14 @@ import numpy as np
 
 from infra.volumes import VolumeInfo, create_pyramid, create_volume
 from models.errors import InvalidInput
-from models.geometry import NEAREST, Chunk, ChunkGrid
+from models.geometry import NEAREST, ChunkGrid
 from services.pipelines.skeletonize import skeleton_stages
 from services.pipelines.stage import Stage, Summary, announce, forget_others, run_stage
 from services.run import Run
 from services.stages.basins_tree import basins_down, basins_of_chunk_down, basins_of_chunk_up, basins_up
 from services.stages.merges_tree import cut_down, merges_of_chunk, merges_up, segments_of_chunk
 from services.stages.predict import predict
-from services.stages.pyramid import pyramid, pyramid_factors
+from services.stages.pyramid import level_of_voxels, pyramid, pyramid_factors, total_factors
 from services.stages.region_graph import region_graph
 from services.stages.relabel import relabel
 from services.stages.seams import seams
@@ -94,12 +94,12 @@ def begin_phase(run: Run, phase: str) -> list[Stage]:
 
 def predict_stages(run: Run) -> Iterator[Stage]:
     """Image → affinities."""
-    yield Stage(run.ledger("predict"), tuple(run.grid), predict, (run,), run.threads)
+    yield Stage(run.ledger("predict"), run.grid, predict, (run,), run.threads)
 
 
 def watershed_stages(run: Run) -> Iterator[Stage]:
     """Affinities → fragments of each chunk → supervoxels and their region graph."""
-    grid, levels = tuple(run.grid), _levels(run)
+    grid, levels = run.grid, _levels(run)
     yield Stage(run.ledger("watershed"), grid, watershed, (run,))
     yield Stage(run.ledger("seams"), grid, seams, (run,))
     for level, nodes in levels:
@@ -112,7 +112,7 @@ def watershed_stages(run: Run) -> Iterator[Stage]:
 
 def agglomerate_stages(run: Run) -> Iterator[Stage]:
     """Region graph → small basins → merge tree → its cut at the threshold: the segment of each supervoxel."""
-    grid, levels = tuple(run.grid), _levels(run)
+    grid, levels = run.grid, _levels(run)
     yield Stage(run.ledger("basins", "up_0"), grid, basins_of_chunk_up, (run,))
     for level, nodes in levels:
         yield Stage(run.ledger("basins", f"up_{level}"), nodes, basins_up, (run, level))
@@ -129,9 +129,9 @@ def agglomerate_stages(run: Run) -> Iterator[Stage]:
 
 def relabel_stages(run: Run) -> Iterator[Stage]:
     """Supervoxels → segments, their pyramid and skeletons."""
-    yield Stage(run.ledger("relabel"), tuple(run.grid), relabel, (run,))
+    yield Stage(run.ledger("relabel"), run.grid, relabel, (run,))
     for level, factor in enumerate(pyramid_factors(run.domain.shape, run.voxel_size_nm), start=1):
-        coarse = tuple(ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape))
+        coarse = ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape)
         yield Stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor))
     if run.options.skeletons is not None:
         yield from skeleton_stages(skeleton_job(run, run.options.skeletons))
@@ -145,10 +145,10 @@ PHASES: dict[str, Callable[[Run], Iterator[Stage]]] = {
 }
 
 
-def _levels(run: Run) -> list[tuple[int, tuple[Chunk, ...]]]:
+def _levels(run: Run) -> list[tuple[int, ChunkGrid]]:
     """Levels of the octree above the chunks, with their nodes."""
     tree = run.octree
-    return [(level, tuple(tree.nodes(level))) for level in range(1, tree.depth + 1)]
+    return [(level, tree.nodes(level)) for level in range(1, tree.depth + 1)]
 
 
 def _check_ready(run: Run, phase: str) -> None:
@@ -195,6 +195,8 @@ def create_arrays(run: Run, phase: str) -> None:
 def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
     """The skeletons of a run's segmentation."""
     segmentation = run.volume("segmentation.zarr")
+    factors = total_factors(pyramid_factors(run.domain.shape, run.voxel_size_nm))
+    level = level_of_voxels(run.voxel_size_nm, factors, options.voxel_nm)
     return SkeletonJob(
         segmentation=run.folder.at("segmentation.zarr"),
         domain=segmentation.box,
@@ -206,4 +208,6 @@ def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:
         ledgers=run.out,
         key=run.keys["skeletonize"],
         made_from=run.made_from("skeletonize"),
+        level=level,
+        factor=factors[level],
     )

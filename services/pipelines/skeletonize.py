@@ -12,15 +12,16 @@ from infra.skeletons import PrecomputedSkeletons
 from models.errors import InvalidVolume
 from models.geometry import Box
 from services.pipelines.claim import claim
-from services.pipelines.levels import checked_labels
+from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.stage import Stage, Summary, run_stage
+from services.stages.pyramid import level_of_voxels
 from services.stages.regroup import regroup
 from services.stages.skeletonize import SkeletonOptions
 from services.stages.skeletons import SkeletonJob, join, trace
 
 
 def prepare_skeletons(segmentation: str, out: str, options: SkeletonOptions, *, box: str | None = None) -> SkeletonJob:
-    """Check a label volume and claim the output prefix; nothing is computed yet.
+    """Check a label volume, choose the level of its pyramid to trace, and claim the output prefix.
 
     Raises `InvalidVolume` for anything but a label volume with a voxel size, `RunConflict` where `out` holds something
     else.
@@ -30,7 +31,9 @@ def prepare_skeletons(segmentation: str, out: str, options: SkeletonOptions, *, 
     if not volume.box.contains(domain) or domain.size == 0:
         raise InvalidVolume(f"box: expected voxels within {volume.box}, got {domain}")
     folder = Folder(out)
-    key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump())
+    _, factors = label_levels(volume, voxel_size)
+    level = level_of_voxels(voxel_size, factors, options.voxel_nm)
+    key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump(), level)
     described = {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")}
     claim(folder, described)
     return SkeletonJob(
@@ -43,6 +46,8 @@ def prepare_skeletons(segmentation: str, out: str, options: SkeletonOptions, *, 
         work=folder.at("work"),
         ledgers=folder.url,
         key=key,
+        level=level,
+        factor=factors[level],
     )
 
 
@@ -64,9 +69,9 @@ def skeletonize(job: SkeletonJob) -> Summary:
 def skeleton_stages(job: SkeletonJob) -> Iterator[Stage]:
     """The stages of skeletons, in order; nothing but the segmentation is needed before."""
     PrecomputedSkeletons(Folder(job.out).at("precomputed")).create(job.sharding.shard_bits)
-    yield Stage(job.ledger("skeletonize"), tuple(job.grid), trace, (job,))
+    yield Stage(job.ledger("skeletonize"), job.grid, trace, (job,))
     yield from regroup_stages(job.exchange, job.sharding, job.ledger, "skeletons")
-    yield Stage(job.ledger("skeletons"), tuple(job.exchange.units()), join, (job,))
+    yield Stage(job.ledger("skeletons"), job.exchange.units(), join, (job,))
 
 
 def regroup_stages(
@@ -75,5 +80,5 @@ def regroup_stages(
     """The passes of an exchange; none for up to 16 sources."""
     for number in range(1, exchange.passes + 1):
         markers = ledger(f"{name}_pass_{number}")
-        units = tuple(exchange.tasks(number))
+        units = exchange.tasks(number)
         yield Stage(markers, units, regroup, (exchange, sharding, markers, number))

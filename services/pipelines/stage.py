@@ -11,12 +11,14 @@ from typing import Any
 import ray
 
 from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
+from infra.chunk_names import ChunkNames
 from infra.ledger import Ledger, Markers, why_again
 from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
 from infra.settings import current_settings
 from infra.telemetry import StageProgress
-from models.geometry import Chunk
+from models.geometry import ChunkGrid
+from services.pipelines.pending import Pending
 from services.pipelines.progress import Heartbeat, PlannedStage, write_plan
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Stage:
     """One stage of a pipeline: its markers, its chunks, and `make(*arguments)`: the function for one chunk."""
 
     ledger: Ledger
-    chunks: tuple[Chunk, ...]
+    chunks: ChunkGrid
     make: Callable[..., ChunkFunction]
     arguments: tuple[Any, ...]
     inference_threads: int = 0
@@ -37,8 +39,8 @@ class Stage:
 
     def planned(self) -> PlannedStage:
         """The stage as it stands in the run's plan before it begins."""
-        voxels = sum(chunk.box.size for chunk in self.chunks)
-        return PlannedStage(self.ledger.stage, self.ledger.key, len(self.chunks), voxels, self.phase)
+        chunks = self.chunks
+        return PlannedStage(self.ledger.stage, self.ledger.key, len(chunks), chunks.box.size, self.phase)
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ def run_stage(stage: Stage, summary: Summary) -> None:
     ledger, plan = stage.ledger, stage.planned()
     write_plan(ledger.folder, [plan])
     pending, failed = _pending(stage)
+    count = len(pending)
     totals: dict[str, float] = {}
     heartbeat, counters = Heartbeat(ledger.folder, ledger.stage), StageCounters(ledger.stage)
-    with StageProgress(ledger.stage, len(stage.chunks), len(stage.chunks) - len(pending)) as progress:
+    with StageProgress(ledger.stage, len(stage.chunks), len(stage.chunks) - count) as progress:
         try:
             for event in map_chunks(pending, stage.make, stage.arguments, placement(stage)):
                 match event:
@@ -102,7 +105,8 @@ def run_stage(stage: Stage, summary: Summary) -> None:
                         heartbeat.started(event)
                     case Done(chunk, report):
                         heartbeat.ended(chunk.name)
-                        ledger.forget_failures({chunk.name} & failed)
+                        if chunk.name in failed:
+                            ledger.forget_failures([chunk.name])
                         for figure, value in report.items():
                             before = totals.get(figure, 0)
                             largest = figure.startswith("largest_")
@@ -115,27 +119,28 @@ def run_stage(stage: Stage, summary: Summary) -> None:
                         counters.failed()
                 heartbeat.beat(progress.voxels, progress.seconds)
         finally:
-            if pending:
+            if count:
                 heartbeat.end()
-    took = StageSummary(ledger.stage, len(stage.chunks), len(pending), progress.seconds, progress.rate, totals)
+    took = StageSummary(ledger.stage, len(stage.chunks), count, progress.seconds, progress.rate, totals)
     summary.stages.append(took)
-    if pending:
-        spent = replace(plan, seconds=progress.seconds, computed=len(pending), computed_voxels=progress.voxels)
+    if count:
+        spent = replace(plan, seconds=progress.seconds, computed=count, computed_voxels=progress.voxels)
         write_plan(ledger.folder, [spent])
     logger.info("%s: %d of %d chunks computed in %.1f s", took.stage, took.computed, took.chunks, took.seconds)
 
 
-def _pending(stage: Stage) -> tuple[list[Chunk], set[str]]:
+def _pending(stage: Stage) -> tuple[Pending, ChunkNames]:
     """Chunks that are not done, and which of them failed before; markers of other keys are removed."""
     ledger, markers = stage.ledger, stage.ledger.markers()
-    done = markers.done.get(ledger.key, set())
-    pending = [chunk for chunk in stage.chunks if chunk.name not in done]
-    if pending and (done or markers.done or markers.failed):
-        why = why_again(ledger, (chunk.name for chunk in pending), markers)
-        logger.info("%s: %d of %d chunks to do (%s)", ledger.stage, len(pending), len(stage.chunks), why)
+    pending = Pending.of(stage.chunks, markers.done.get(ledger.key, ChunkNames()))
+    names = pending.names()
+    if names and (markers.done or markers.failed):
+        why = why_again(ledger, names, markers)
+        logger.info("%s: %d of %d chunks to do (%s)", ledger.stage, len(names), len(stage.chunks), why)
+    failed = markers.failed & names
     forget_others(ledger, markers)
-    ledger.forget_failures(markers.failed - {chunk.name for chunk in pending})
-    return pending, markers.failed
+    ledger.forget_failures(markers.failed - failed)
+    return pending, failed
 
 
 def forget_others(ledger: Ledger, markers: Markers) -> None:

@@ -46,12 +46,12 @@ class ContingencyJob:
         """The output prefix."""
         return Folder(self.out)
 
-    def units(self, level: int) -> list[Chunk]:
+    def units(self, level: int) -> ChunkGrid:
         """Tables of a level of the sums, 0 those of the chunks; the number is the index on the first axis."""
         count = len(self.grid)
         for _ in range(level):
             count = -(-count // FAN_IN)
-        return [Chunk((i, 0, 0), Box((i, 0, 0), (i + 1, 1, 1))) for i in range(count)]
+        return ChunkGrid(Box((0, 0, 0), (count, 1, 1)), (1, 1, 1))
 
     @property
     def levels(self) -> int:

@@ -49,6 +49,17 @@ def test_bad_triples_are_refused(values: object) -> None:
         triple(values, "extent", minimum=1)
 
 
+@given(boxes, extents)
+def test_a_grid_is_a_sequence_of_its_chunks(box: Box, chunk_shape: tuple[int, int, int]) -> None:
+    grid = ChunkGrid(box, chunk_shape)
+    chunks = list(grid)
+    assert [grid[rank] for rank in range(len(grid))] == chunks
+    assert [grid.chunk(chunk.index) for chunk in chunks] == chunks
+    assert [grid.rank(chunk) for chunk in chunks] == list(range(len(grid)))
+    with pytest.raises(IndexError, match="place"):
+        grid[len(grid)]
+
+
 def test_a_chunk_beyond_the_grid_is_refused() -> None:
     with pytest.raises(InvalidInput, match="chunk index"):
         ChunkGrid(Box.from_shape((4, 4, 4)), (2, 2, 2)).chunk((0, 2, 0))
