@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     """Seconds that one try of one chunk may take; then its worker is ended."""
     stall_s: float = Field(default=900.0, gt=0)
     """Seconds without any chunk begun or ended after which a stage is given up; time for a cluster to grow."""
+    registry: str | None = None
+    """Prefix of a model registry: names that are not in the zoo are looked for there."""
+    model_cache: str = "~/.cache/petavoxel/models"
+    """Local folder for copies of models that lie in a bucket."""
     cluster_cpus: int | None = Field(default=None, ge=2)
     """Processors that a cluster may grow to; default: those that it has when a stage begins."""
     cluster_gpus: int | None = Field(default=None, ge=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -167,10 +168,7 @@ class Objects:
         with storage_errors(self._where("")):
             if self._fs is None:
                 count("list")
-                root = Path(self.location.path)
-                paths = (path for level in range(depth) for path in root.glob("*/" * level + "*") if path.is_file())
-                stats = ((path.relative_to(root).as_posix(), path.stat()) for path in paths)
-                return {name: (status.st_size, _stamp_of_file(status)) for name, status in stats}
+                return dict(_files_below(Path(self.location.path), depth))
             try:
                 found = self._call("find", self.location.path, detail=True)
             except FileNotFoundError:
@@ -292,6 +290,16 @@ def _local_bytes(path: Path) -> bytes:
     finally:
         count("get", bytes_in=len(content))
     return content
+
+
+def _files_below(root: Path, depth: int) -> Iterator[tuple[str, tuple[int, str]]]:
+    for path in (path for level in range(depth) for path in root.glob("*/" * level + "*")):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # it was being written and has its final name by now
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield path.relative_to(root).as_posix(), (status.st_size, _stamp_of_file(status))
 
 
 def _stamp_of_file(status: os.stat_result) -> str:
