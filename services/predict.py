@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.planner import PatchPlan, plan_patches, reflect
+from infra.registry import fetch
 from infra.runtimes.session import Session, open_session
-from models.catalog import Model, ModelCard, find_model
+from models.catalog import Model, ModelCard
 from models.errors import InvalidInput, InvalidModel, InvalidVolume
 from models.geometry import Box, Triple, triple
 from models.tta import Symmetry, apply_to_image, mean_affinities, symmetries
@@ -31,7 +32,7 @@ class Predictor:
     Parameters
     ----------
     model
-        A zoo name, a folder or card path, or a `Model` from `models.catalog.find_model`.
+        A `Model`, or what `infra.registry.fetch` finds: a name, folder or URL.
     runtime, precision, threads
         See `infra.runtimes.session.open_session`.
     tta
@@ -55,7 +56,7 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise InvalidInput(f"batch size: expected at least 1, got {batch_size}")
-        self.model = model if isinstance(model, Model) else find_model(model)
+        self.model = model if isinstance(model, Model) else fetch(str(model))
         self.batch_size = batch_size
         self._symmetries = symmetries(tta, self.card.voxel_size_nm, self.card.patch.divisor)
         self.session: Session = open_session(

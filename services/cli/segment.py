@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Image = Annotated[str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")]
 Out = Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")]
 Held = Annotated[str, typer.Argument(help="Output prefix of `petavoxel segment` or `petavoxel predict`.")]
-Model = Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")]
+Model = Annotated[str, typer.Option(help="Name, NAME@VERSION, folder or URL of a model.")]
 ChunkShape = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")]
 Region = Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")]

@@ -12,11 +12,10 @@ import typer
 
 def serve(
     *,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Name in the zoo, or folder of a model; repeat for several.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name, folder or URL of a model; repeat for several.")] = None,
     model_folder: Annotated[
-        str | None, typer.Option(help="Folder whose subfolders are models too; new ones are served without a restart.")
+        str | None,
+        typer.Option(help="Folder or bucket prefix of further models, or a registry; new ones need no restart."),
     ] = None,
     rescan_s: Annotated[float, typer.Option(help="How often that folder is looked through.")] = 10.0,
     models_per_replica: Annotated[int, typer.Option(help="Models that one process keeps loaded.")] = 4,

@@ -10,15 +10,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.catalog import CARD_NAME, Model, ModelCard, find_model
-from models.errors import InvalidConfig, NotFound, PetavoxelError
+from infra.registry import Published, Registry, fetch, locate
+from models.catalog import ModelCard
+from models.errors import AccessDenied, InvalidConfig, NotFound, PetavoxelError, StorageFailed
 
 logger = logging.getLogger(__name__)
+
+REFRESH_S = 1.0
+"""For how long a request waits for the model folder's list; a slower store is waited for beside the requests."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One served model: its card, and what a replica finds it by."""
+    """One served model: its card, and what a replica finds it by (see `infra.registry.locate`)."""
 
     card: ModelCard
     path: str
@@ -32,25 +36,27 @@ class Entry:
 class Catalog:
     """Models by name and version; the first of the configuration is the default, and never empty.
 
-    Raises `NotFound` or `InvalidModel` for models of the configuration that cannot be served, `InvalidConfig` where two
-    have one name and version.
+    `folder` holds further models, or a registry's names and versions, on a disk or a bucket (`infra.registry`). Raises
+    `NotFound` or `InvalidModel` for models of the configuration that cannot be served, `InvalidConfig` where two have
+    one name and version, and the errors of the store.
     """
 
     def __init__(self, models: Iterable[str], folder: str | None = None, rescan_s: float = 10.0) -> None:
         self._fixed: dict[str, Entry] = {}
         for name in models:
-            entry = _entry(name, find_model(name))
+            path = locate(name)
+            entry = Entry(fetch(path).card, path)
             if entry.key in self._fixed:
                 raise InvalidConfig(f"models: two of them are called {entry.key!r}")
             self._fixed[entry.key] = entry
-        self._folder = None if folder is None else Path(folder)
-        if self._folder is not None and not self._folder.is_dir():
+        if folder is not None and "://" not in folder and not Path(folder).is_dir():
             raise InvalidConfig(f"model_folder: expected a folder, got {folder!r}")
+        self._registry = None if folder is None else Registry(folder)
         self._rescan_s = rescan_s
-        self._scanned, self._known = 0.0, {}  # type: float, dict[Path, tuple[int, Entry | None]]
-        self._lock = asyncio.Lock()
-        if self._folder is not None:
-            self._scan(self._folder)
+        self._scanned, self._known = 0.0, {}  # type: float, dict[str, tuple[str, Entry | None]]
+        self._scanning: asyncio.Task[None] | None = None
+        if self._registry is not None:
+            self._scan(self._registry)
         self._entries = self._joined()
 
     @property
@@ -80,31 +86,50 @@ class Catalog:
         return tuple(sorted((e.card.version for e in self.entries if e.card.name == name), key=_version))
 
     async def refresh(self) -> None:
-        """Look through the folder again, if the last time is long enough ago."""
-        if self._folder is None or time.monotonic() - self._scanned < self._rescan_s:
-            return
-        if self._lock.locked():
-            return  # another request sees to it; what is known is still good
-        async with self._lock:
-            await asyncio.to_thread(self._scan, self._folder)
-            self._entries = self._joined()
+        """Look through the folder again, if the last time is long enough ago.
 
-    def _scan(self, folder: Path) -> None:
-        """Verify cards that are new or changed; a broken one is logged once and left out."""
-        found: dict[Path, tuple[int, Entry | None]] = {}
-        for path in sorted(folder.glob(f"*/{CARD_NAME}")):
+        A store that fails changes nothing: what is known is still good.
+        """
+        if self._registry is None or time.monotonic() - self._scanned < self._rescan_s:
+            return
+        if self._scanning is None or self._scanning.done():
+            self._scanning = asyncio.create_task(self._rescan(self._registry))
+            await asyncio.wait({self._scanning}, timeout=REFRESH_S)
+
+    async def _rescan(self, registry: Registry) -> None:
+        try:
+            await asyncio.to_thread(self._scan, registry)
+            self._entries = self._joined()
+        except PetavoxelError as error:
+            logger.error("model folder %s: %s", registry.url, error)
+            self._scanned = time.monotonic()
+
+    def _scan(self, registry: Registry) -> None:
+        """Read cards that are new or changed; a broken model is logged once and left out."""
+        found: dict[str, tuple[str, Entry | None]] = {}
+        for model in registry.published():
+            before = self._known.get(model.url)
+            if before is not None and before[0] == model.stamp:
+                found[model.url] = before
+                continue
             try:
-                stamp = path.stat().st_mtime_ns
-                before = self._known.get(path)
-                if before is not None and before[0] == stamp:
-                    found[path] = before
-                    continue
-                found[path] = (stamp, None)
-                found[path] = (stamp, _entry(str(path.parent), find_model(path.parent)))
-                logger.info("model %s: served from now on", found[path][1])
-            except (PetavoxelError, OSError) as error:
-                logger.error("model folder %s: left out: %s", path.parent, error)
+                found[model.url] = (model.stamp, self._entry(model))
+            except (AccessDenied, StorageFailed) as error:  # may pass; it is tried again
+                logger.error("model folder %s: %s", model.url, error)
+                if before is not None:
+                    found[model.url] = before
         self._known, self._scanned = found, time.monotonic()
+
+    def _entry(self, model: Published) -> Entry | None:
+        try:
+            entry = Entry(model.read_card(), model.url)
+        except (AccessDenied, StorageFailed):
+            raise
+        except PetavoxelError as error:
+            logger.error("model folder %s: left out: %s", model.url, error)
+            return None
+        logger.info("model %s of %s: served from now on", entry.key, model.url)
+        return entry
 
     def _joined(self) -> dict[str, Entry]:
         entries = dict(self._fixed)
@@ -112,11 +137,6 @@ class Catalog:
             if entry is not None:
                 entries.setdefault(entry.key, entry)
         return entries
-
-
-def _entry(name: str, model: Model) -> Entry:
-    """With what a replica finds the model by: zoo names as they are, paths independent of the working directory."""
-    return Entry(model.card, name if name == model.card.name else str(model.folder.resolve()))
 
 
 def _version(text: str) -> tuple[tuple[int, int, str], ...]:

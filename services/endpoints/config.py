@@ -14,9 +14,10 @@ MIB = 2**20
 class ServeConfig(BaseModel):
     """Models, limits and permissions of the endpoints; unknown keys are refused.
 
-    - `models`: zoo names, folders or cards; a request that names none gets the first.
-    - `model_folder`: a folder whose subfolders are models too. It is looked through every `rescan_s`, so a model or
-      version that is put there is served without a restart; broken ones are logged and left out.
+    - `models`: names, folders or URLs (see `infra.registry.locate`); a request that names none gets the first.
+    - `model_folder`: a folder or bucket prefix whose subfolders are models too, or a registry's names and versions. It
+      is looked through every `rescan_s`, so a model or version that is put there is served without a restart; broken
+      ones are logged and left out.
     - `models_per_replica`: models that one replica keeps loaded; the least recently used one makes place.
     - `volumes`, `outputs`: URL prefixes below which requests may read images and write results; none by default.
     - `tokens`: file of bearer tokens (see `services.endpoints.tokens`); None lets everyone in.

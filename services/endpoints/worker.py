@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.registry import fetch
 from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
-from models.catalog import ModelCard, find_model
+from models.catalog import ModelCard
 from models.errors import InvalidInput, InvalidModel, InvalidVolume, NotFound, RunConflict
 from models.geometry import Box, Triple, VoxelSize, triple
 from services.endpoints import metrics
@@ -63,7 +64,7 @@ class Loaded:
     """A network that has run once; `full` runs batches of one image, `single` patches that may share a batch."""
 
     def __init__(self, entry: Entry, config: ServeConfig) -> None:
-        found = find_model(entry.path)
+        found = fetch(entry.path)
         expected, got = entry.card.file.sha256, found.card.file.sha256
         if expected != got:
             raise InvalidModel(f"model {entry.path}: expected SHA-256 {expected}, this machine's copy has {got}")

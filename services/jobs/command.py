@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.catalog import find_model, list_models
+from infra.registry import fetch, locate
+from models.catalog import list_models
 from models.errors import InvalidInput
 
 PACKED = "submitted"
@@ -52,8 +53,8 @@ def job_command(
 ) -> JobCommand:
     """The command `name` with the words `options`, whose values are `positional` and `named` by parameter.
 
-    Raises `InvalidInput` for paths that only this machine knows, `NotFound` or `InvalidModel` for a model that is
-    neither in the zoo nor a sound folder here.
+    A version in a registry is pinned: the job runs with the one that is the latest now. Raises `InvalidInput` for paths
+    that only this machine knows, `NotFound` or `InvalidModel` for a model that is nowhere.
     """
     for key, value in positional.items():
         if isinstance(value, str) and "://" not in value and not value.startswith("/"):
@@ -67,16 +68,20 @@ def job_command(
                 f"--{key.replace('_', '-')}: expected a URL or an absolute path, as the cluster sees it, "
                 f"got {value!r}, which is a path on this machine"
             )
-    return JobCommand(name, options, _local_model(named.get("model")))
+    found = _model(named.get("model"))
+    if isinstance(found, str):
+        return JobCommand(name, _with_model(options, found))
+    return JobCommand(name, options, found)
 
 
-def _local_model(named: object) -> Path | None:
-    """The folder of a model that lies on this machine; None for names of the zoo and for paths of the cluster's."""
+def _model(named: object) -> Path | str | None:
+    """The folder of a model that lies on this machine, or its URL; None for what the cluster finds by the same name."""
     if not isinstance(named, str) or named in list_models():
         return None
     if named.startswith("/") and not Path(named).exists():
         return None
-    return find_model(named).folder.resolve()
+    found = locate(named)
+    return found if "://" in found or found in list_models() else fetch(found).folder
 
 
 def _with_model(words: tuple[str, ...], model: str) -> tuple[str, ...]:
