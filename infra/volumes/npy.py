@@ -16,7 +16,7 @@ from infra.volumes.info import VolumeInfo, info_of_array
 from infra.volumes.location import Location
 from infra.volumes.sidecar import delete_sidecar, with_sidecar, write_sidecar
 from infra.volumes.stores import Objects, local_path
-from models.errors import InvalidVolume, NotFound
+from models.errors import NotFound
 from models.geometry import Box, VoxelSize
 
 
@@ -95,6 +95,6 @@ def reserve(path: os.PathLike[str]) -> None:
 
 
 def refuse_level(location: Location, level: int) -> None:
-    """Raise `InvalidVolume` for a level other than 0, in formats without pyramids."""
+    """Raise `NotFound` for a level other than 0, in formats without pyramids."""
     if level:
-        raise InvalidVolume(f"{location}: {location.format} has only level 0, asked for level {level}")
+        raise NotFound(f"{location}: {location.format} has only level 0, asked for level {level}")

@@ -124,7 +124,7 @@ def open_(
         array = found
     else:
         if level:
-            raise InvalidVolume(f"{url}: a single array has only level 0, asked for level {level}")
+            raise NotFound(f"{url}: a single array has only level 0, asked for level {level}")
         array, path, multiscale = node, "", None
     info = _info(array, multiscale, level, url)
     return ZarrVolume(

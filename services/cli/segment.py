@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Image = Annotated[str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")]
 Out = Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")]
 Held = Annotated[str, typer.Argument(help="Output prefix of `petavoxel segment` or `petavoxel predict`.")]
-Model = Annotated[str, typer.Option(help="Name, NAME@VERSION, folder or URL of a model.")]
+Model = Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")]
 ChunkShape = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")]
 Region = Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")]
@@ -26,6 +26,10 @@ Size = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in n
 AnySize = Annotated[bool, typer.Option("--any-voxel-size", help="Accept voxels unlike the training's.")]
 Threshold = Annotated[float | None, typer.Option(help="Mean affinity down to which segments merge.")]
 Skeletons = Annotated[bool | None, typer.Option(help="Trace skeletons as well.")]
+SkeletonNm = Annotated[
+    float | None,
+    typer.Option(metavar="NM", min=0, help="Trace a pyramid level of voxels up to this; default 32, 0: the finest."),
+]
 Low = Annotated[float | None, typer.Option(help="Affinity up to which voxels stay apart.")]
 High = Annotated[float | None, typer.Option(help="Affinity from which voxels always join.")]
 BasinVoxels = Annotated[int | None, typer.Option(help="Basins below this many voxels join a neighbour.")]
@@ -45,6 +49,7 @@ def segment(
     runtime: Runtime = "auto",
     augment: Augment = False,
     skeletons: Skeletons = True,
+    skeleton_nm: SkeletonNm = None,
     voxel_size: Size = None,
     any_voxel_size: AnySize = False,
 ) -> None:
@@ -54,7 +59,7 @@ def segment(
     from services.pipelines.segment import segment as run_pipeline
 
     options = _options(
-        {"runtime": runtime, "precision": precision, "augment": augment, **_skeletons(skeletons)},
+        {"runtime": runtime, "precision": precision, "augment": augment, **_skeletons(skeletons, skeleton_nm)},
         agglomeration={"threshold": threshold},
     )
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
@@ -111,9 +116,9 @@ def agglomerate(
     _run_phase(_changed(out, agglomeration=changes), "agglomerate", address, "petavoxel relabel")
 
 
-def relabel(out: Held, skeletons: Skeletons = None, address: Address = None) -> None:
+def relabel(out: Held, skeletons: Skeletons = None, skeleton_nm: SkeletonNm = None, address: Address = None) -> None:
     """Segments, their pyramid and skeletons from the agglomeration in OUT: the last phase of `petavoxel segment`."""
-    _run_phase(_changed(out, **_skeletons(skeletons)), "relabel", address, "petavoxel view")
+    _run_phase(_changed(out, **_skeletons(skeletons, skeleton_nm)), "relabel", address, "petavoxel view")
 
 
 def _run_phase(run: Run, phase: str, address: str | None, following: str) -> None:
@@ -140,9 +145,13 @@ def _changed(out: str, **changes: Any) -> Run:
     return changed_run(run, _options(held))
 
 
-def _skeletons(wanted: bool | None) -> dict[str, Any]:
-    """The options of skeletons: none, those of the run, or no change."""
-    return {} if wanted is None else {"skeletons": {} if wanted else None}
+def _skeletons(wanted: bool | None, voxel_nm: float | None) -> dict[str, Any]:
+    """The options of skeletons: none, those of the run with what is given, or no change."""
+    if wanted is False:
+        if voxel_nm is not None:
+            raise typer.BadParameter("expected skeletons with it, got --no-skeletons", param_hint="--skeleton-nm")
+        return {"skeletons": None}
+    return {"skeletons": _given({"voxel_nm": voxel_nm})} if wanted or voxel_nm is not None else {}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.segment import print_summary
+from services.cli.segment import SkeletonNm, print_summary
 
 
 def skeletonize(
@@ -15,6 +15,7 @@ def skeletonize(
     box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume.")] = None,
     dust: Annotated[int, typer.Option(help="Segments below this many voxels are left out.", min=0)] = 1000,
     swc: Annotated[bool, typer.Option(help="Write a file per segment too; not for millions of segments.")] = True,
+    skeleton_nm: SkeletonNm = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
 ) -> None:
     """Trace the centre lines of all segments, in nm."""
@@ -23,7 +24,10 @@ def skeletonize(
     from services.pipelines.skeletonize import skeletonize as run
     from services.stages.skeletonize import SkeletonOptions
 
-    job = prepare_skeletons(segmentation, out, SkeletonOptions(dust_voxels=dust, swc=swc), box=box)
+    options = SkeletonOptions(dust_voxels=dust, swc=swc)
+    if skeleton_nm is not None:
+        options = options.model_copy(update={"voxel_nm": skeleton_nm})
+    job = prepare_skeletons(segmentation, out, options, box=box)
     with cluster(address):
         summary = run(job)
     print_summary(summary)

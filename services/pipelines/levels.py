@@ -21,7 +21,7 @@ def checked_labels(url: str) -> tuple[Volume, VoxelSize]:
 def label_levels(volume: Volume, voxel_size_nm: VoxelSize, *, most: int = 32) -> tuple[list[Triple], list[Triple]]:
     """Extents of the levels of a volume (level 0 first) and their factors against level 0, up to `most` levels."""
     shapes, factors = [volume.info.shape], [(1, 1, 1)]
-    while volume.format in ("zarr", "precomputed") and len(shapes) < most:
+    while len(shapes) < most:
         try:
             coarser = open_volume(volume.url, level=len(shapes)).info
         except NotFound:

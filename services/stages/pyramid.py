@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,27 @@ def pyramid_factors(shape: Triple, voxel_size_nm: VoxelSize) -> tuple[Triple, ..
         extent = [-(-n // f) for n, f in zip(extent, (z, y, x), strict=True)]
         size = [n * f for n, f in zip(size, (z, y, x), strict=True)]
     return tuple(factors)
+
+
+def total_factors(factors: Sequence[Triple]) -> list[Triple]:
+    """Factors of all levels against the finest, which comes first, from those between levels."""
+    totals: list[Triple] = [(1, 1, 1)]
+    for fz, fy, fx in factors:
+        z, y, x = totals[-1]
+        totals.append((z * fz, y * fy, x * fx))
+    return totals
+
+
+def level_of_voxels(voxel_size_nm: VoxelSize, totals: Sequence[Triple], most_nm: float) -> int:
+    """The coarsest level whose voxels are at most `most_nm` along every axis that it coarsens; 0 where none is.
+
+    `totals`: factors of the levels against the finest, whose voxels are `voxel_size_nm`.
+    """
+
+    def fits(total: Triple) -> bool:
+        return all(f == 1 or f * size <= most_nm for f, size in zip(total, voxel_size_nm, strict=True))
+
+    return max(level for level, total in enumerate(totals) if level == 0 or fits(total))
 
 
 def pyramid(run: Run, level: int, factor: Triple) -> ChunkFunction:

@@ -2,6 +2,9 @@
 
 The only module that imports kimimaro, which is GPL-3; everything else here goes on without it.
 
+Skeletons are traced on a coarser level of the label pyramid, whose voxels are enough for a centre line: kimimaro's time
+goes with the voxels. `labels`, boxes and voxel sizes here are those of that level.
+
 Chunks are read with one more plane at their far faces (`overlap_box`), so that neighbours share a plane of voxels. On
 it kimimaro ends both fragments at the same voxel of the same cross-section, and the fragments meet exactly::
 
@@ -26,26 +29,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.skeletons import Skeleton
 from models.errors import InvalidInput, InvalidVolume, RuntimeUnavailable
 from models.geometry import Box, Triple, VoxelSize
-from models.segmentation.region_graph import segment_sizes
+from models.segmentation.relabel import distinct
 from models.tracing.forest import clean_forest
 
 
 class SkeletonOptions(BaseModel):
     """How segments become skeletons; the defaults suit neurites in FIB-SEM of about 10 nm.
 
+    - `voxel_nm`: the pyramid's coarsest level is traced whose voxels are at most this large along the axes that it
+      coarsens; 0 for the finest. Measured: 32 nm keeps every object of 1000 voxels of 10 nm.
     - `scale`, `const_nm`: a traced path claims the voxels within scale x (distance to the border) + const_nm, so side
       branches shorter than that are not followed.
     - `pdrf_scale`, `pdrf_exponent`: how strongly paths are drawn to the middle.
     - `soma_*`: an object with voxels this far from the border is filled (detection), rooted in its middle (acceptance).
-    - `dust_voxels`: segments with fewer voxels in the whole volume have no skeleton, nor have separate parts with fewer
-      that lie inside of a chunk.
+    - `dust_voxels`: segments with fewer voxels of the finest level in the whole volume have no skeleton.
     - `join_nm`: gaps up to this between parts of one segment are closed when fragments are merged.
-    - `chunk_voxels`: extent of the chunks in which segments are traced.
+    - `chunk_voxels`: extent of the chunks in which segments are traced, in voxels of the traced level.
     - `swc`: also write a file per segment, which a bucket does not like for millions of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    voxel_nm: float = Field(default=32.0, ge=0)
     scale: float = Field(default=1.5, ge=0)
     const_nm: float = Field(default=300.0, ge=0)
     pdrf_scale: float = Field(default=100_000.0, gt=0)
@@ -78,20 +83,20 @@ def overlap_box(chunk: Box, volume: Box) -> Box:
     return chunk.grown((0, 0, 0), (1, 1, 1)).intersection(volume)
 
 
-def possibly_large(labels: NDArray[np.integer], box: Box, volume: Box, options: SkeletonOptions) -> NDArray[np.uint64]:
+def possibly_large(labels: NDArray[np.integer], box: Box, volume: Box, large: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Ids of the segments in `box`, which `labels` fill, that may be large enough for a skeleton; ascending.
 
-    A segment with fewer voxels than dust that touches no face of the box inside `volume` is left out: it would cost
-    kimimaro milliseconds, and there may be many.
+    Those that are (`large`), and those that touch a face of the box inside `volume`. All others are dust: each would
+    cost kimimaro milliseconds, and there may be many.
     """
-    ids, voxels = segment_sizes(labels.astype(np.uint64, copy=False))
     at_faces = [np.empty(0, np.uint64)]
     for axis in range(3):
         for side, open_face in ((0, box.start[axis] > volume.start[axis]), (-1, box.stop[axis] < volume.stop[axis])):
             if open_face:
                 at_faces.append(np.unique(labels.take(side, axis)).astype(np.uint64))
-    large: NDArray[np.uint64] = ids[(voxels >= options.dust_voxels) | np.isin(ids, np.concatenate(at_faces))]
-    return large
+    found = distinct(np.concatenate([large, *at_faces]))
+    kept: NDArray[np.uint64] = found[found != 0]
+    return kept
 
 
 def skeletonize_chunk(
@@ -101,12 +106,13 @@ def skeletonize_chunk(
     *,
     options: SkeletonOptions,
     keep: NDArray[np.uint64] | None = None,
+    origin_nm: VoxelSize = (0.0, 0.0, 0.0),
 ) -> list[tuple[int, Skeleton]]:
     """Trace the segments of one chunk; return (segment id, fragment) by ascending id.
 
     `labels` is (z, y, x) of any integer dtype with ids from 0 to 2^64 - 1, 0 is background; `box` says where it lies in
     the volume (for chunks of a grid: `overlap_box`). `keep` names the ids to trace (default: all). Vertices are centres
-    of voxels, (index + 0.5) x voxel size. Parts of a segment of one voxel have no fragment. Deterministic.
+    of voxels, (index + 0.5) x voxel size + `origin_nm`. Parts of one voxel have no fragment. Deterministic.
 
     Raises `InvalidVolume` where labels are not integers from 0, or do not fill the box; `RuntimeUnavailable` without
     kimimaro.
@@ -138,7 +144,7 @@ def skeletonize_chunk(
         skeleton = traced[number]
         local = np.rint(skeleton.vertices.astype(np.float64) / voxel_size_nm[::-1])[:, ::-1]
         # From whole voxel numbers, so that neighbouring chunks get the same float32 for a shared voxel.
-        vertices = (local + box.start + 0.5) * voxel_size_nm
+        vertices = (local + box.start + 0.5) * voxel_size_nm + origin_nm
         fragments.append((int(ids[number]), Skeleton(vertices.astype(np.float32), skeleton.edges, skeleton.radii)))
     return fragments
 

@@ -217,5 +217,5 @@ def test_files_are_not_written_on_buckets(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.npy", "a.tif", "a.h5:/raw", "a.zarr"])
 def test_single_volumes_have_one_level(tmp_path: Path, name: str) -> None:
     create_volume(f"{tmp_path}/{name}", VolumeInfo(shape=(2, 3, 4), dtype=np.dtype("uint8")))
-    with pytest.raises(InvalidVolume, match="level 0, asked for level 1"):
+    with pytest.raises(NotFound, match="level 0, asked for level 1"):
         open_volume(f"{tmp_path}/{name}", level=1)

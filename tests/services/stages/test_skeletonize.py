@@ -127,18 +127,15 @@ def test_only_dust_inside_a_chunk_is_known_to_be_dust() -> None:
     labels[5:9, 5:9, 5:9] = 3  # 64 voxels inside
     labels[5:15, 10:20, 10:20] = TOP  # 1000 voxels inside
     labels[:2, :2, :2], labels[-2:, -2:, -2:] = 5, 6
-    volume = Box((0, 0, 0), (20, 60, 80))
-    settings = SkeletonOptions()
+    volume, large = Box((0, 0, 0), (20, 60, 80)), np.array([TOP], np.uint64)
     for box, expected in (
         (Box((0, 0, 0), (20, 30, 40)), [6, TOP]),
         (Box((0, 30, 40), (20, 60, 80)), [5, TOP]),
         (Box((0, 0, 40), (20, 30, 80)), [5, 6, TOP]),
     ):
-        assert possibly_large(labels, box, volume, settings).tolist() == expected
-    assert possibly_large(labels, Box.from_shape(labels.shape), Box.from_shape(labels.shape), settings).tolist() == [
-        TOP
-    ]
-    assert possibly_large(labels.astype(np.int32), box, volume, settings).size == 3
+        assert possibly_large(labels, box, volume, large).tolist() == expected
+    assert possibly_large(labels, Box.from_shape(labels.shape), Box.from_shape(labels.shape), large).tolist() == [TOP]
+    assert possibly_large((labels % np.uint64(9)).astype(np.int32), box, volume, large[:0]).tolist() == [5, 6]
 
 
 def test_labels_are_left_as_they_were(branching: np.ndarray) -> None:
