@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -145,6 +144,33 @@ def fetch(reference: str) -> Model:
     return _cached(Folder(found))
 
 
+def describe(reference: str) -> tuple[str, ModelCard, list[str]]:
+    """Where `locate` finds a model, its card, and the versions beside it, lowest first; the network is not read.
+
+    Raises what `locate` raises, and `InvalidModel` for a broken card.
+    """
+    found = locate(reference)
+    place = Folder(str(find_model(found).folder) if found in list_models() else found)
+    parent, _, version = place.url.rpartition("/")
+    card = _card(place)[0]
+    return place.url, card, _versions(Folder(parent)) if _VERSION.fullmatch(version) else [card.version]
+
+
+def save(model: Model, target: str) -> str:
+    """Write a model into an empty folder or prefix, the card last, or leave it as it is there; returns its URL.
+
+    Raises `RunConflict` where something else is there.
+    """
+    place = Folder(target)
+    if place.occupied() and not place.exists(model.card.file.name):
+        raise RunConflict(f"{place.url}: expected an empty folder or this model, there is something else")
+    if not place.create(model.card.file.name, model.onnx_path.read_bytes()) or not place.create(
+        CARD_NAME, model.card.to_json().encode()
+    ):
+        raise RunConflict(f"{place.url}: another model is there")
+    return place.url
+
+
 def _split(reference: str) -> tuple[str, str | None]:
     name, at, version = reference.rpartition("@")
     return (name, version) if at and name and _VERSION.fullmatch(version) else (reference, None)
@@ -152,9 +178,12 @@ def _split(reference: str) -> tuple[str, str | None]:
 
 def _version_of(folder: Folder, version: str | None) -> str:
     """The URL of a version, the latest for None, or of the model that the folder is."""
-    if version is None and folder.exists(CARD_NAME):
-        return folder.url
-    there = sorted(_versions(folder), key=int)
+    if folder.exists(CARD_NAME):
+        held = _card(folder)[0].version
+        if version in (None, held):
+            return folder.url
+        raise NotFound(f"model {folder.url}: expected version {version}, there is {held}")
+    there = _versions(folder)
     if version is None and there:
         return folder.at(there[-1])
     if version in there:
@@ -164,11 +193,10 @@ def _version_of(folder: Folder, version: str | None) -> str:
     raise NotFound(f"model {folder.url}: expected one of the versions {', '.join(there)}, got {version}")
 
 
-def _versions(folder: Folder) -> Iterator[str]:
-    for path in folder.below(depth=2):
-        version, _, name = path.partition("/")
-        if name == CARD_NAME and _VERSION.fullmatch(version):
-            yield version
+def _versions(folder: Folder) -> list[str]:
+    """What is published below a name, lowest first."""
+    parts = (path.partition("/") for path in folder.below(depth=2))
+    return sorted((one for one, _, name in parts if name == CARD_NAME and _VERSION.fullmatch(one)), key=int)
 
 
 def _card(place: Folder) -> tuple[ModelCard, bytes]:

@@ -19,6 +19,7 @@ from services.cli.export import export
 from services.cli.export_precomputed import export_precomputed
 from services.cli.jobs import jobs, logs, stop, submit
 from services.cli.mesh import mesh
+from services.cli.models import app as models_app
 from services.cli.report import report
 from services.cli.segment import agglomerate, predict, relabel, segment, watershed
 from services.cli.serve import serve, token
@@ -45,6 +46,7 @@ app.command()(mesh)
 app.command()(export_precomputed)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(models_app, name="models")
 app.command()(report)
 app.command()(status)
 app.command()(verify)

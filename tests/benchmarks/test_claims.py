@@ -1,0 +1,177 @@
+"""Claims of the papers behind petavoxel, tested again on real data; each prints what RESULTS.md says.
+
+`PETAVOXEL_DATA=FOLDER PETAVOXEL_RUNS=FOLDER pytest -m slow -s tests/benchmarks/test_claims.py`. Networks are trained by
+`models/zoo/sstem-affinity/small.yaml` and variants of it into PETAVOXEL_RUNS; runs that are there go on, or are used.
+Options are chosen on sections 10-14, scores are of sections 15-19. `PETAVOXEL_AFFINITIES`: affinities of the shipped
+network for all of `fib25_train.npz`; computed where it is not set.
+
+The claims may fail on these data and with so little training; the tests fail only where there is nothing to compare.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from choices import Grid, chosen, difference, scored, sections, table_at, terms, verdict
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.catalog import ZOO, Training
+from models.metrics.bootstrap import Interval, Terms
+from models.metrics.contingency import contingency_table
+from services.predict import Predictor
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+RECIPE = ZOO / "sstem-affinity" / "small.yaml"
+VARIANTS: dict[str, dict[str, object]] = {
+    "small": {},
+    "no-auxiliary": {"auxiliary": False},
+    "no-defects": {
+        "augmentation": {
+            "misalignment_probability": 0,
+            "section_contrast": 0,
+            "section_brightness": 0,
+            "drift": 0,
+            "defocus_probability": 0,
+            "missing_probability": 0,
+            "cutout_probability": 0,
+        }
+    },
+    "planar": {"network": {"preset": "planar", "widths": [16, 24, 40, 52]}},
+}
+FIB25 = Grid(
+    (252, 253, 254, 255), (0, 50, 200, 300, 1000, 3000, 10_000, 30_000), tuple(t / 100 for t in range(10, 62, 4))
+)
+FIB25_SIZES = Grid((230, 240, 245, 250, *FIB25.highs, 256), (*FIB25.sizes, 100_000, 300_000))
+CONTRASTS = {5: (0.6, 20), 6: (1.2, -20), 7: (0.7, -30), 8: (1, 35), 9: (0.5, 0)}
+SSTEM = Grid((250, 253, 255), (100, 300, 1000, 3000), tuple(t / 20 for t in range(1, 20)))
+
+
+def folder(variable: str) -> Path:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"needs {variable}")
+    return Path(path)
+
+
+def line(name: str, found: dict[str, tuple[float, Interval]]) -> str:
+    return f"{name}: " + ", ".join(f"{score} {value:.3f} ({interval})" for score, (value, interval) in found.items())
+
+
+class Trained:
+    """Networks by the name of their variant: affinities of sections 10-19, of the image as it is or changed."""
+
+    def __init__(self, data: Path, runs: Path) -> None:
+        self.data, self.runs = data, runs
+        with np.load(data / "isbi2012" / "isbi2012_train.npz") as held:
+            self.image, self.truth = held["raw"][10:], held["neurites"][10:].astype(np.uint64)
+        self.predictors: dict[str, Predictor] = {}
+
+    def affinities(self, name: str, image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        if name not in self.predictors:
+            self.predictors[name] = self._trained(name) if name in VARIANTS else Predictor(name)
+        return self.predictors[name].predict(self.image if image is None else image)
+
+    def _trained(self, name: str) -> Predictor:
+        from infra.runtimes.openvino_session import run_onnx
+        from models.training.export import export_checkpoint
+
+        note = Training("isbi2012, sections 0-9", "non-commercial")
+        return Predictor(export_checkpoint(self.train(name), self.runs / f"{name}-model", run=run_onnx, training=note))
+
+    def train(self, name: str) -> Path:
+        """Train a variant, or go on, in a folder of its name; returns the checkpoint."""
+        from services.training import TrainConfig, train
+
+        recipe = yaml.safe_load(RECIPE.read_text())
+        for key, change in VARIANTS[name].items():
+            recipe[key] = {**recipe[key], **change} if isinstance(change, dict) else change
+        return train(TrainConfig.model_validate(recipe), self.runs / name, self.data)
+
+    def terms(self, name: str, images: tuple[NDArray[np.uint8], ...] = (), *, planar: bool = False) -> Terms:
+        """Terms of sections 15-19 at the options that are best on sections 10-14 of the image as it is."""
+        affinities = self.affinities(name)
+        views = sections if planar else lambda found, truth: (found, truth)
+        options = chosen(*views(affinities[:, :5], self.truth[:5]), SSTEM)
+        changed = [self.affinities(name, image) for image in images] or [affinities]
+        return terms([table_at(*views(found[:, 5:], self.truth[5:]), options) for found in changed])
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    return Trained(folder("PETAVOXEL_DATA"), folder("PETAVOXEL_RUNS"))
+
+
+def damaged(image: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Copies of sections 10-19 with one kind of defect each among sections 15-19."""
+    copies = {kind: image.copy() for kind in ("missing", "half missing", "slip", "defocus", "contrast")}
+    copies["missing"][7] = 128
+    copies["half missing"][6, 256:] = 0
+    copies["slip"][7] = np.roll(image[7], (7, -6), (0, 1))
+    copies["defocus"][8] = ndimage.gaussian_filter(image[8], 3)
+    for section, (contrast, brightness) in CONTRASTS.items():
+        changed = (image[section].astype(np.float32) - 128) * contrast + 128 + brightness
+        copies["contrast"][section] = np.clip(changed, 0, 255).astype(np.uint8)
+    return copies
+
+
+def compare(what: str, first: Terms, second: Terms) -> None:
+    found = difference(first, second)
+    print(f"\n{what}\n{line('with', scored(first))}\n{line('without', scored(second))}\n{line('difference', found)}")
+    print(", ".join(f"{name}: {verdict(one)}" for name, one in found.items()))
+
+
+def has_learnt(trained: Trained, found: Terms) -> bool:
+    """Whether a network is worth comparing: its segmentation is better than one segment for all."""
+    truth = trained.truth[5:]
+    single = terms([contingency_table(np.ones_like(truth), truth)])
+    return bool(scored(found)["voi"][0] < scored(single)["voi"][0])
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_auxiliary_affinities(trained: Trained, planar: bool) -> None:
+    first, second = (trained.terms(name, planar=planar) for name in ("small", "no-auxiliary"))
+    compare(f"auxiliary affinities, {'sections' if planar else 'volume'}", first, second)
+    assert planar or has_learnt(trained, first)
+
+
+def test_simulated_defects(trained: Trained) -> None:
+    copies = damaged(trained.image)
+    compare("simulated defects, image as it is", *(trained.terms(name) for name in ("small", "no-defects")))
+    for kind, copy in copies.items():
+        compare(f"simulated defects, {kind}", *(trained.terms(name, (copy,)) for name in ("small", "no-defects")))
+    first, second = (trained.terms(name, tuple(copies.values())) for name in ("small", "no-defects"))
+    compare("simulated defects, all damaged copies", first, second)
+    assert has_learnt(trained, first)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_3d_beside_2d(trained: Trained, planar: bool) -> None:
+    first, second = (trained.terms(name, planar=planar) for name in ("small", "planar"))
+    compare(f"3D beside 2D, {'sections' if planar else 'volume'}", first, second)
+    assert planar or has_learnt(trained, first)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_shipped_network(trained: Trained, planar: bool) -> None:
+    found = trained.terms("sstem-affinity", planar=planar)
+    print(f"\n{line('sstem-affinity, ' + ('sections' if planar else 'volume'), scored(found))}")
+    assert planar or has_learnt(trained, found)
+
+
+def test_agglomeration_beats_the_bare_watershed() -> None:
+    with np.load(folder("PETAVOXEL_DATA") / "fib25" / "fib25_train.npz") as held:
+        image, truth = held["raw"], held["neurons"][110:].astype(np.uint64)
+    path = os.environ.get("PETAVOXEL_AFFINITIES")
+    found = np.load(path)[:, -50:] if path else Predictor("fib25-affinity").predict(image)[:, 110:]
+    validation, test = np.s_[..., :125], np.s_[..., 125:]
+    tried = []
+    for grid in (FIB25, FIB25_SIZES):
+        options = chosen(found[validation], truth[validation], grid)
+        print(options)
+        tried.append(terms([table_at(found[test], truth[test], options)]))
+    compare("agglomeration of FIB-25", *tried)
+    assert difference(*tried)["voi"][0] < 0
