@@ -1,10 +1,9 @@
-"""Segmentation from given affinities as the volume grows: cost per voxel, Ray's share, memory, and what reaches each
-level of the octree.
+"""Segmentation from given affinities as the volume grows: cost per voxel, Ray's share, and what reaches each level of
+the octree.
 
 `PETAVOXEL_AFFINITIES` names affinities (3, z, y, x) of uint8 in an `.npy`; they are tiled by reflection.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -12,46 +11,24 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from given_maps import PHASES, chosen_affinities, prepared, segment_in_process
 from numpy.typing import NDArray
-from pipeline_runs import given_affinities, merges_of, run_phase_in_process
+from pipeline_runs import merges_of, run_phase_in_process
 
 from infra.cluster import cluster
-from models.geometry import Box, Triple
-from services.pipelines.segment import create_arrays, run_phase
+from models.segmentation.faces import FaceEdges
+from models.segmentation.small_basins import BasinEdges, Basins
+from services.pipelines.segment import run_phase
 from services.pipelines.stage import Summary
-from services.run import Run, SegmentOptions
+from services.stages.basins_tree import PLACE, basins_of_chunk_up
+from services.stages.node_tables import own_and_upper_faces, read_rows, read_sizes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
-PHASES = ("watershed", "agglomerate", "relabel")
-OPTIONS = SegmentOptions(skeletons=None)
 
 
 @pytest.fixture(scope="module")
 def affinities() -> NDArray[np.uint8]:
-    path = os.environ.get("PETAVOXEL_AFFINITIES")
-    if not path:
-        pytest.skip("PETAVOXEL_AFFINITIES names no affinities")
-    found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return found
-
-
-def tiled(affinities: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """A box of the map, tiled by reflection; edges are reflected like voxels, which keeps their statistics."""
-    index = []
-    for start, stop, extent in zip(box.start, box.stop, affinities.shape[1:], strict=True):
-        place = np.arange(start, stop) % (2 * extent)
-        index.append(np.where(place < extent, place, 2 * extent - 1 - place))
-    return np.ascontiguousarray(affinities[(slice(None), *np.ix_(*index))])
-
-
-def prepared(affinities: NDArray[np.uint8], shape: Triple, chunk: Triple, out: str) -> Run:
-    run = given_affinities(shape, OPTIONS, chunk, out)
-    create_arrays(run, "predict")
-    volume = run.volume("affinities.zarr", writable=True)
-    for part in run.grid:
-        volume.write(part.box, tiled(affinities, part.box))
-    run.folder.write_json("progress/phases/predict.json", {"key": run.phase_key("predict")})
-    return run
+    return chosen_affinities()
 
 
 def test_ten_chunkings_of_a_real_map(affinities: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -90,6 +67,24 @@ def test_cost_per_voxel(side: int, chunk: int, affinities: NDArray[np.uint8], tm
         left = {name: value for name, value in stage.totals.items() if name not in ("seconds", "tries")}
         figures = ", ".join(f"{name} {value:.0f}" for name, value in left.items() if name != "cpu_seconds")
         print(f"{stage.stage:14} {stage.chunks:4} {stage.totals.get('cpu_seconds', 0):7.2f} s  {figures}")
+    run.folder.remove("")
+
+
+def test_what_a_chunk_hands_up(affinities: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Of a chunk with neighbours on all sides: what of its small basins is undecided."""
+    run = prepared(affinities, (384, 384, 384), (128, 128, 128), str(tmp_path / "out"))
+    segment_in_process(run, ("watershed",))
+    middle = run.grid.chunk((1, 1, 1))
+    basins_of_chunk_up(run)(middle)
+    ids, _ = read_sizes(run.folder, f"region_graph/sizes/{middle.name}")
+    own, upper = own_and_upper_faces(run.octree, run.folder / "region_graph/faces", 0, [middle], middle)
+    touching = np.isin(ids, FaceEdges.joined([*own, *upper]).ids)
+    work = run.folder / "work" / PLACE
+    left = read_rows(work, f"left/0/{middle.name}.basins", Basins)
+    edges = read_rows(work, f"left/0/{middle.name}.edges", BasinEdges)
+    print(f"\n128^3 within 384^3: {ids.size} supervoxels, {touching.sum()} of them touch a face")
+    print(f"handed up for small basins: {len(left)} supervoxels, {len(edges)} edges")
+    assert len(left) < ids.size / 2
     run.folder.remove("")
 
 
