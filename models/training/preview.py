@@ -118,8 +118,9 @@ def _strip(row: Row, zoom: int) -> NDArray[np.uint8]:
 
 
 def _colours(labels: Labels) -> NDArray[np.uint8]:
-    """A colour per label that follows from the label alone; 0 is black."""
+    """A colour per label that follows from the label alone; 0 is black, background white."""
     mixed = labels.astype(np.uint64)[..., None] * np.array([2654435761, 2246822519, 3266489917], np.uint64)
     colours: NDArray[np.uint8] = ((mixed >> np.uint64(13)) & np.uint64(255)).astype(np.uint8)
     colours[labels == 0] = 0
+    colours[labels < 0] = 255
     return colours

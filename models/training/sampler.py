@@ -18,7 +18,10 @@ from models.training.warp import read_patch
 
 @dataclass(frozen=True)
 class LabelledVolume:
-    """An image with its truth, both (z, y, x): image uint8, labels integers with 0 = unlabelled; voxel size in nm."""
+    """An image with its truth, both (z, y, x); voxel size in nm.
+
+    Image uint8; labels integers, 0 = unlabelled, negative = known to belong to no object (`models.training.targets`).
+    """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.integer]
@@ -38,7 +41,7 @@ class LabelledVolume:
 class Batch:
     """Images (b, z, y, x) float32 in [0, 1]; targets and weights (b, c, z, y, x) float32; objects (b, z, y, x).
 
-    Objects are the labels with boundaries widened to 0: what the nearest-neighbour targets were made of.
+    Objects are the labels with background and widened boundaries 0: what the nearest-neighbour targets were made of.
     """
 
     image: NDArray[np.float32]

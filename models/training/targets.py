@@ -4,7 +4,10 @@ The nearest-neighbour channels are the primary task. Their targets come from lab
 `boundary_voxels` on either side, so that the whole membrane reads "not connected"; this separates thin neurites more
 clearly than a boundary without thickness. What was widened may keep a little affinity (`boundary_target`), so that the
 watershed finds the boundary within the membrane. Long-range channels are the auxiliary task and use the labels as they
-are.
+are. A map of the inside of objects is the affinity of a voxel with itself (`INSIDE`).
+
+Labels are positive for objects, 0 where nothing is known, and negative (`BACKGROUND`) where it is known that there is
+no object, such as membranes that were annotated as such: no edge there is connected, and all of them count.
 
 References: K. Lee et al., arXiv:1706.00120 (long-range affinities as auxiliary task); J. Funke et al.,
 arXiv:1709.02974 (affinities on eroded labels).
@@ -17,6 +20,12 @@ from numpy.typing import NDArray
 
 from models.errors import InvalidInput
 from models.geometry import NEAREST, Triple
+
+BACKGROUND = -1
+"""Label of voxels that are known to belong to no object."""
+
+INSIDE: tuple[Triple, ...] = ((0, 0, 0),)
+"""Offsets of a network whose one channel says how likely a voxel lies inside of an object, not in a boundary."""
 
 
 def long_range_offsets(voxel_size_nm: tuple[float, float, float]) -> tuple[Triple, ...]:
@@ -34,10 +43,11 @@ def long_range_offsets(voxel_size_nm: tuple[float, float, float]) -> tuple[Tripl
 
 
 def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.integer]:
-    """Return a copy of (z, y, x) labels in which voxels near another label are 0.
+    """Return a copy of (z, y, x) labels in which background and voxels near another label are 0.
 
     A voxel is cleared when one of its six neighbours carries another label, then the neighbours of cleared voxels,
-    `voxels` times in all. Neither the volume's faces nor unlabelled voxels (0) are a boundary.
+    `voxels` times in all. Background counts as another label; neither the volume's faces nor unlabelled voxels (0) are
+    a boundary.
     """
     widened = labels.copy()
     boundary = np.zeros(labels.shape, bool)
@@ -52,7 +62,7 @@ def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.int
             grown[upper] |= near
             grown[lower] |= near
         boundary = grown
-    widened[boundary] = 0
+    widened[boundary | (labels < 0)] = 0
     return widened
 
 
@@ -64,18 +74,18 @@ def affinity_targets(
     Parameters
     ----------
     labels
-        (z, y, x) integers; 0 is unlabelled and masks every edge that ends there.
+        (z, y, x) integers; 0 is unlabelled and masks every edge that ends there, negative is background.
     offsets
         One per channel, no positive component; channel c at p concerns p and p + offset.
     boundary_voxels
-        Widening of boundaries (each side) for offsets of length one.
+        Widening of boundaries (each side) for offsets of length one and zero.
     boundary_target
         Affinity, below 0.5, of edges within one label that widening has cut.
 
     Returns
     -------
     targets, mask
-        float32 (len(offsets), z, y, x): 1 where both ends carry one label; mask 1 where the edge is known.
+        float32 (len(offsets), z, y, x): 1 where both ends carry one positive label; mask 1 where the edge is known.
 
     Raises `InvalidInput` for a boundary target outside [0, 0.5).
     """
@@ -85,11 +95,11 @@ def affinity_targets(
     targets, mask = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     interior = widen_boundaries(labels, boundary_voxels)
     for channel, offset in enumerate(offsets):
-        source = interior if offset in NEAREST else labels
+        source = interior if offset in NEAREST + INSIDE else labels
         here = tuple(slice(-step, None) if step else slice(None) for step in offset)
         there = tuple(slice(None, step) if step else slice(None) for step in offset)
-        joined = (source[here] == source[there]) & (source[here] != 0)
-        cut = ~joined & (labels[here] == labels[there]) & (labels[here] != 0)
+        joined = (source[here] == source[there]) & (source[here] > 0)
+        cut = ~joined & (labels[here] == labels[there]) & (labels[here] > 0)
         targets[channel][here] = joined + np.float32(boundary_target) * cut
         mask[channel][here] = (labels[here] != 0) & (labels[there] != 0)
     return targets, mask

@@ -72,3 +72,14 @@ def test_full_balance_gives_both_classes_the_same_weight() -> None:
 def test_offsets_follow_the_voxel_size() -> None:
     assert (-27, 0, 0) in long_range_offsets((10, 10, 10))
     assert [o[0] for o in long_range_offsets((40, 4, 4)) if o[0]] == [-2, -3, -4]
+
+
+def test_background_is_known_and_never_connected() -> None:
+    labels = np.array([[[7, 7, -1, -1, 0, -1, 9, 9, 9]]])
+    targets, mask = affinity_targets(labels, ((0, 0, -1), (0, 0, -3)), boundary_voxels=0)
+    np.testing.assert_array_equal(targets[0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(mask[0, 0, 0], [0, 1, 1, 1, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(targets[1, 0, 0], np.zeros(9))
+    np.testing.assert_array_equal(mask[1, 0, 0], [0, 0, 0, 1, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(widen_boundaries(labels, 0)[0, 0], [7, 7, 0, 0, 0, 0, 9, 9, 9])
+    np.testing.assert_array_equal(widen_boundaries(labels, 1)[0, 0], [7, 0, 0, 0, 0, 0, 0, 9, 9])
