@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray._private import auto_init_hook
 
+from infra.settings import current_settings
 from models.errors import RuntimeUnavailable
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,26 @@ def cluster(address: str | None = None, *, cpus: int | None = None, metrics_port
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has, or what the settings say that it may grow to; 0 of what nothing is known of."""
+    held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    settings = current_settings()
+    promised = {"CPU": settings.cluster_cpus, "GPU": settings.cluster_gpus}
+    return {name: held.get(name, 0.0) if grown is None else float(grown) for name, grown in promised.items()}
+
+
+def node_processors() -> tuple[float, ...]:
+    """Logical processors of each node that is up and has any."""
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return tuple(number for number in nodes if number)
+
+
+def alone() -> bool:
+    """Whether this process runs on the cluster's only node."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return nodes == [ray.get_runtime_context().get_node_id()]
 
 
 def _start(address: str | None, cpus: int | None, folder: str | None, metrics_port: int | None) -> None:

@@ -26,6 +26,14 @@ Reader = Callable[[Box], NDArray[Any]]
 """Returns the image (z, y, x) of a box that lies within the volume."""
 
 
+def patch_plan(card: ModelCard, volume_shape: Triple) -> PatchPlan:
+    """The patch grid of a volume (z, y, x) for a network; it needs no engine."""
+    rules = card.patch
+    return plan_patches(
+        volume_shape, divisor=rules.divisor, max_patch=rules.shape, margin=rules.margin, overlap=rules.overlap
+    )
+
+
 class Predictor:
     """A network, ready to predict affinities of images of any size.
 
@@ -75,10 +83,7 @@ class Predictor:
 
     def plan(self, volume_shape: Triple) -> PatchPlan:
         """The patch grid of a volume (z, y, x); chunks that are multiples of its `stride` waste least."""
-        rules = self.card.patch
-        return plan_patches(
-            volume_shape, divisor=rules.divisor, max_patch=rules.shape, margin=rules.margin, overlap=rules.overlap
-        )
+        return patch_plan(self.card, volume_shape)
 
     def predict(self, image: NDArray[Any]) -> NDArray[np.uint8]:
         """Predict a whole image (z, y, x) in memory; returns and raises as `predict_box` does."""

@@ -67,11 +67,35 @@ class SegmentOptions(BaseModel):
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What computes a run's predictions: decided once, where the workers are, and kept to the end.
+
+    Engines round differently, so runtime, precision and name are part of the predictions' key. `name` has the version,
+    and for a GPU its kind, since kernels are chosen for it. `gpu` says whether workers need one; `device` is where it
+    was looked at, and decides nothing.
+    """
+
+    runtime: Literal["openvino", "tensorrt", "torch"]
+    precision: str
+    name: str
+    gpu: bool
+    device: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.precision}"
+
+    def same(self, other: Engine) -> bool:
+        """Whether the other one rounds as this one does."""
+        return (self.runtime, self.precision, self.name) == (other.runtime, other.precision, other.name)
+
+
+@dataclass(frozen=True)
 class Run:
     """A segmentation run; picklable.
 
-    `domain` is the box that is segmented, in voxels of the image; arrays of the run begin at its start. `keys` holds
-    per stage the digest of all that decides its output.
+    `options` are what was asked for, `engine` is what "auto" became. `endpoints` names the application of running
+    endpoints that predict, None where workers do. `domain` is the box that is segmented, in voxels of the image; arrays
+    of the run begin at its start. `keys` holds per stage the digest of all that decides its output.
     """
 
     image: str
@@ -86,8 +110,10 @@ class Run:
     domain: Box
     chunk_shape: Triple
     threads: int
+    engine: Engine
     options: SegmentOptions
     keys: dict[str, str]
+    endpoints: str | None = None
 
     @property
     def key(self) -> str:
@@ -142,8 +168,9 @@ class Run:
                 "model_sha256": self.model_sha256,
                 "box": str(self.domain),
                 "chunk": list(self.chunk_shape),
-                "runtime": options.runtime,
-                "precision": options.precision,
+                "runtime": self.engine.runtime,
+                "precision": self.engine.precision,
+                "engine": self.engine.name,
                 "augment": options.augment,
             },
             "watershed": {f"watershed.{name}": value for name, value in options.watershed.model_dump().items()},
@@ -169,9 +196,9 @@ class Run:
         return z, y, x
 
 
-def predict_key(source: dict[str, Any], options: SegmentOptions, chunk_shape: Triple) -> str:
+def predict_key(source: dict[str, Any], engine: Engine, augment: bool, chunk_shape: Triple) -> str:
     """Key of the predictions; `source` describes image, box and model."""
-    return digest("predict", source, options.runtime, options.precision, options.augment, chunk_shape)
+    return digest("predict", source, engine.runtime, engine.precision, engine.name, augment, chunk_shape)
 
 
 def stage_keys(predict: str, options: SegmentOptions, split: tuple[Triple, ...]) -> dict[str, str]:

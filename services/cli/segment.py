@@ -9,13 +9,15 @@ import typer
 from services.cli.fields import read_triple, read_voxel_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.pipelines.stage import Summary
     from services.run import Run, SegmentOptions
 
 Image = Annotated[str, typer.Argument(help="Volume URL: zarr, precomputed, HDF5 (file.h5:/dataset), TIFF, npy, npz.")]
 Out = Annotated[str, typer.Argument(help="Output prefix, a folder or a bucket prefix; an interrupted run goes on.")]
 Held = Annotated[str, typer.Argument(help="Output prefix of `petavoxel segment` or `petavoxel predict`.")]
-Model = Annotated[str, typer.Option(help="Name in the zoo, or folder of a model.")]
+Model = Annotated[str, typer.Option(help="Name, NAME@VERSION, folder or URL of a model.")]
 ChunkShape = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Extent of a chunk; default fits the patches.")]
 Region = Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the image.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")]
@@ -55,7 +57,7 @@ def segment(
 ) -> None:
     """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT."""
     from infra.cluster import cluster
-    from services.pipelines.preparation import Request, prepare
+    from services.pipelines.preparation import Request, check, prepare
     from services.pipelines.segment import segment as run_pipeline
 
     options = _options(
@@ -63,9 +65,10 @@ def segment(
         agglomeration={"threshold": threshold},
     )
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
-    run = prepare(Request(image, out, model, options, box, chunk_shape, any_voxel_size, size))
+    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size)
+    check(request)
     with cluster(address):
-        summary = run_pipeline(run)
+        summary = run_pipeline(prepare(request))
     print_summary(summary)
     print(f"{out}: done; look at it with: petavoxel view {out}")
 
@@ -84,18 +87,19 @@ def predict(
     any_voxel_size: AnySize = False,
 ) -> None:
     """Predict affinities of an image: the first phase of `petavoxel segment`; `petavoxel watershed OUT` comes next."""
-    from services.pipelines.preparation import Request, prepare
+    from services.pipelines.preparation import Request, check, prepare
 
     options = _options({"runtime": runtime, "precision": precision, "augment": augment})
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
-    run = prepare(Request(image, out, model, options, box, chunk_shape, any_voxel_size, size))
-    _run_phase(run, "predict", address, "petavoxel watershed")
+    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size)
+    check(request)
+    _run_phase(lambda: prepare(request), "predict", address, "petavoxel watershed")
 
 
 def watershed(out: Held, low: Low = None, high: High = None, address: Address = None) -> None:
     """Supervoxels and their region graph from the affinities in OUT; `petavoxel agglomerate OUT` comes next."""
     run = _changed(out, watershed={"low": low, "high": high})
-    _run_phase(run, "watershed", address, "petavoxel agglomerate")
+    _run_phase(lambda: run, "watershed", address, "petavoxel agglomerate")
 
 
 def agglomerate(
@@ -113,21 +117,25 @@ def agglomerate(
         "basin_affinity": basin_affinity,
         "tree_floor": tree_floor,
     }
-    _run_phase(_changed(out, agglomeration=changes), "agglomerate", address, "petavoxel relabel")
+    run = _changed(out, agglomeration=changes)
+    _run_phase(lambda: run, "agglomerate", address, "petavoxel relabel")
 
 
 def relabel(out: Held, skeletons: Skeletons = None, skeleton_nm: SkeletonNm = None, address: Address = None) -> None:
     """Segments, their pyramid and skeletons from the agglomeration in OUT: the last phase of `petavoxel segment`."""
-    _run_phase(_changed(out, **_skeletons(skeletons, skeleton_nm)), "relabel", address, "petavoxel view")
+    run = _changed(out, **_skeletons(skeletons, skeleton_nm))
+    _run_phase(lambda: run, "relabel", address, "petavoxel view")
 
 
-def _run_phase(run: Run, phase: str, address: str | None, following: str) -> None:
+def _run_phase(prepared: Callable[[], Run], phase: str, address: str | None, following: str) -> None:
+    """Run a phase of the run that `prepared` gives on the cluster."""
     from infra.cluster import cluster
     from services.pipelines.segment import run_phase
     from services.pipelines.stage import Summary
 
     summary = Summary()
     with cluster(address):
+        run = prepared()
         run_phase(run, phase, summary)
     print_summary(summary)
     print(f"{run.out}: {phase} done; next: {following} {run.out}")

@@ -7,21 +7,26 @@ changes there; the keys of the stages then say what has to be computed again.
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from infra.objects import Folder
-from infra.runtimes.session import chosen_runtime
+from infra.planner import PatchPlan
+from infra.registry import fetch, locate
 from infra.volumes import Volume, open_volume
-from models.catalog import Model, find_model
-from models.errors import InvalidInput, InvalidVolume, NotFound, RunConflict, StorageFailed
+from models.catalog import Model
+from models.errors import InvalidInput, InvalidVolume, NotFound, RunConflict, RuntimeUnavailable, StorageFailed
 from models.geometry import Box, Triple, VoxelSize, triple
+from services.engine import Wanted, find_engine
 from services.pipelines.stage import inference_threads
-from services.predict import Predictor
-from services.run import Run, SegmentOptions, predict_key, stage_keys
+from services.predict import patch_plan
+from services.run import Engine, Run, SegmentOptions, predict_key, stage_keys
 from services.stages.pyramid import pyramid_factors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,46 +47,70 @@ class Request:
     voxel_size_nm: VoxelSize | None = None
 
 
-def prepare(request: Request) -> Run:
-    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet.
+@dataclass(frozen=True)
+class Checked:
+    """A request whose image, model and box fit each other; `reference` is what workers find the model by."""
 
-    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used, `RunConflict` where
-    the output prefix holds something else.
+    reference: str
+    model: Model
+    image: Volume
+    voxel_size: VoxelSize
+    domain: Box
+    plan: PatchPlan
+    chunk_shape: Triple
+
+
+def check(request: Request) -> Checked:
+    """Check image, model and box; so that mistakes end before a cluster is joined.
+
+    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used.
     """
-    model = find_model(request.model)
+    reference = locate(request.model)
+    model = fetch(reference)
     image = open_volume(request.image, voxel_size_nm=request.voxel_size_nm)
     voxel_size = _check_image(image, model, request.any_voxel_size)
     domain = Box.parse(request.box) if request.box else image.box
     if not image.box.contains(domain) or domain.size == 0:
         raise InvalidInput(f"box: expected voxels within the image's {image.box}, got {domain}")
-    options, threads = request.options, inference_threads()
-    predictor = Predictor(request.model, runtime=options.runtime, precision=options.precision, threads=threads)
-    chunk_shape = triple(request.chunk or predictor.plan(image.info.shape).stride, "chunk", minimum=8)
-    # Workers must compute what this machine would, so that "auto" cannot differ between them.
-    resolved = {"runtime": chosen_runtime(options.runtime), "precision": predictor.session.precision}
-    options = options.model_copy(update=resolved)
+    plan = patch_plan(model.card, image.info.shape)
+    chunk_shape = triple(request.chunk or plan.stride, "chunk", minimum=8)
+    return Checked(reference, model, image, voxel_size, domain, plan, chunk_shape)
+
+
+def prepare(request: Request) -> Run:
+    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet.
+
+    On a cluster its workers are asked for their runtime; see `services.engine`. Raises what `check` raises,
+    `RuntimeUnavailable` where no worker has the runtime, `RunConflict` where the output prefix holds something else, or
+    was begun with another runtime.
+    """
+    checked = check(request)
+    model, image, domain, chunk_shape = checked.model, checked.image, checked.domain, checked.chunk_shape
+    folder, options, threads = Folder(request.out), request.options, inference_threads()
+    engine = _engine(folder, Wanted(checked.reference, options.runtime, options.precision, threads))
     source = {
         "image": image.url,
         "image_identity": image.identity(),
         "box": str(domain),
         "model": {"name": model.card.name, "version": model.card.version, "sha256": model.card.file.sha256},
-        "patches": str(predictor.plan(image.info.shape)),
+        "patches": str(checked.plan),
     }
-    predict = predict_key(source, options, chunk_shape)
-    keys = stage_keys(predict, options, pyramid_factors(domain.shape, voxel_size))
+    predict = predict_key(source, engine, options.augment, chunk_shape)
+    keys = stage_keys(predict, options, pyramid_factors(domain.shape, checked.voxel_size))
     run = Run(
         image=request.image,
         image_identity=image.identity(),
-        out=Folder(request.out).url,
-        model=str(model.folder),
+        out=folder.url,
+        model=checked.reference,
         model_name=model.card.name,
         model_sha256=model.card.file.sha256,
-        voxel_size_nm=voxel_size,
+        voxel_size_nm=checked.voxel_size,
         offset_voxels=image.info.offset_voxels,
         volume_shape=image.info.shape,
         domain=domain,
         chunk_shape=chunk_shape,
         threads=threads,
+        engine=engine,
         options=options,
         keys=keys,
     )
@@ -92,6 +121,32 @@ def prepare(request: Request) -> Run:
     }
     _claim(run.folder, description)
     return run
+
+
+def _engine(folder: Folder, wanted: Wanted) -> Engine:
+    """What computes the predictions: that of the run which the prefix holds, where it is still to be had, or anew."""
+    held = folder.read_json("run.json") if folder.exists("run.json") else {}
+    if "engine" not in held:
+        return find_engine(wanted)
+    begun = TypeAdapter(Engine).validate_python(held["engine"])
+    if wanted.runtime not in ("auto", begun.runtime) or wanted.precision not in ("auto", begun.precision):
+        return find_engine(wanted)  # another run, by what is asked; the claim says so
+    marker = "progress/phases/predict.json"
+    if folder.exists(marker) and folder.read_json(marker).get("key") == held["keys"]["predict"]:
+        return begun  # nothing is predicted any more
+    asked = replace(wanted, runtime=begun.runtime, precision=begun.precision)
+    try:
+        found = find_engine(asked)
+    except RuntimeUnavailable as error:
+        raise RunConflict(f"{folder.url}: its predictions were begun with {begun}; {error}") from error
+    if not begun.same(found):
+        raise RunConflict(
+            f"{folder.url}: its predictions were begun with {begun}, the workers have {found}; one run never mixes "
+            "them. Go on where it was begun, or choose another OUT"
+        )
+    if wanted.runtime == "auto":
+        logger.info("%s: goes on with %s, as it was begun", folder.url, begun)
+    return begun
 
 
 def opened_run(out: str) -> Run:
@@ -105,7 +160,7 @@ def opened_run(out: str) -> Run:
     held = folder.read_json("run.json")
     try:
         return TypeAdapter(Run).validate_python(
-            {**held["run"], "out": folder.url, "options": held["options"], "keys": held["keys"]}
+            {**held["run"], "out": folder.url, **{name: held[name] for name in ("engine", "options", "keys")}}
         )
     except (KeyError, ValidationError) as error:
         raise StorageFailed(f"{folder.at('run.json')}: expected the description of a segmentation, {error}") from error
@@ -132,10 +187,11 @@ def predicting(options: SegmentOptions) -> tuple[str, str, bool]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    rest = TypeAdapter(Run).dump_python(run, mode="json", exclude={"out", "options", "keys"})
+    rest = TypeAdapter(Run).dump_python(run, mode="json", exclude={"out", "engine", "options", "keys", "endpoints"})
     return {
         "key": run.key,
         "keys": run.keys,
+        "engine": asdict(run.engine),
         "options": run.options.model_dump(mode="json"),
         "voxel_size_nm": list(run.voxel_size_nm),
         "offset_voxels": list(run.offset_voxels),

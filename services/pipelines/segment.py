@@ -26,7 +26,7 @@ from infra.volumes import VolumeInfo, create_pyramid, create_volume
 from models.errors import InvalidInput
 from models.geometry import NEAREST, ChunkGrid
 from services.pipelines.skeletonize import skeleton_stages
-from services.pipelines.stage import Stage, Summary, announce, forget_others, run_stage
+from services.pipelines.stage import Needs, Stage, Summary, announce, forget_others, run_stage
 from services.run import Run
 from services.stages.basins_tree import basins_down, basins_of_chunk_down, basins_of_chunk_up, basins_up
 from services.stages.merges_tree import cut_down, merges_of_chunk, merges_up, segments_of_chunk
@@ -94,7 +94,8 @@ def begin_phase(run: Run, phase: str) -> list[Stage]:
 
 def predict_stages(run: Run) -> Iterator[Stage]:
     """Image → affinities."""
-    yield Stage(run.ledger("predict"), run.grid, predict, (run,), run.threads)
+    needs: Needs = "a GPU" if run.engine.gpu else "processors"
+    yield Stage(run.ledger("predict"), run.grid, predict, (run,), needs, run.threads)
 
 
 def watershed_stages(run: Run) -> Iterator[Stage]:

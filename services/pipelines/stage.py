@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
 from infra.chunk_names import ChunkNames
+from infra.cluster import cluster_resources, node_processors
 from infra.ledger import Ledger, Markers, why_again
 from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
@@ -23,6 +24,12 @@ from services.pipelines.progress import Heartbeat, PlannedStage, write_plan
 
 logger = logging.getLogger(__name__)
 
+Needs = Literal["a processor", "processors", "a GPU", "endpoints"]
+MOST_THREADS = 8
+"""Threads of a worker that runs a network on processors; beyond, two workers are faster than one."""
+SERVED_CPUS = 0.5
+"""What a worker takes that reads, sends, and writes what endpoints predict."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -32,8 +39,10 @@ class Stage:
     chunks: ChunkGrid
     make: Callable[..., ChunkFunction]
     arguments: tuple[Any, ...]
-    inference_threads: int = 0
-    """Threads of a worker that runs a network; 0 for stages of numpy and numba."""
+    needs: Needs = "a processor"
+    """What a worker needs: a processor for numpy and numba; a GPU or `threads` processors for a network, which it keeps
+    loaded; or only the way to a network that others serve."""
+    threads: int = 1
     phase: str = ""
     """The phase that the stage is part of; its intermediate results lie in work/PHASE."""
 
@@ -151,37 +160,32 @@ def forget_others(ledger: Ledger, markers: Markers) -> None:
 
 
 def inference_threads() -> int:
-    """Threads of one prediction worker: all cores of a small machine, at most 8."""
-    return max(1, min(8, os.cpu_count() or 1))
+    """Threads of one prediction worker on processors: those of the largest node, at most 8.
+
+    On a single node, and where there is no cluster yet, one logical processor is left to Ray Data.
+    """
+    if not ray.is_initialized():
+        return max(1, min(MOST_THREADS, os.cpu_count() or 1))
+    nodes = [int(number) for number in node_processors()] or [1]
+    return max(1, min(MOST_THREADS, nodes[0] - 1 if len(nodes) == 1 else max(nodes)))
 
 
 def placement(stage: Stage) -> Placement:
     """Where a stage runs, with the time limits of this installation.
 
     Stages of numpy and numba: one task per processor, one processor left to Ray Data. Those of a network: a worker per
-    GPU, or workers of `inference_threads` threads on processors.
+    GPU, or workers of `stage.threads` processors; where endpoints predict, two light workers for each replica.
     """
-    settings = current_settings()
+    settings, resources = current_settings(), cluster_resources()
+    processors, gpus = max(1, int(resources["CPU"]) - 1), int(resources["GPU"])
     limits: dict[str, Any] = {"timeout_s": settings.chunk_timeout_s, "stall_s": settings.stall_s}
-    threads, processors, gpus = stage.inference_threads, _processors(), int(_resources().get("GPU", 0))
-    if not threads:
-        return Placement(workers=processors, **limits)
-    if gpus:
-        return Placement(workers=gpus, gpus=1, stateful=True, **limits)
-    workers = max(1, processors // threads)
-    return Placement(workers=workers, cpus=min(threads, processors), stateful=True, **limits)
-
-
-def _processors() -> int:
-    """Logical processors of the cluster, one left to Ray Data."""
-    return max(1, int(_resources().get("CPU", 1)) - 1)
-
-
-def _resources() -> dict[str, float]:
-    """What the cluster has, or what the settings say that it may grow to."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    settings = current_settings()
-    for name, grown in (("CPU", settings.cluster_cpus), ("GPU", settings.cluster_gpus)):
-        if grown is not None:
-            resources[name] = grown
-    return resources
+    match stage.needs:
+        case "a GPU":
+            return Placement(workers=max(1, gpus), gpus=1, stateful=True, **limits)
+        case "processors":
+            threads = min(stage.threads, processors)
+            return Placement(workers=max(1, processors // threads), cpus=threads, stateful=True, **limits)
+        case "endpoints":
+            return Placement(workers=stage.threads, cpus=SERVED_CPUS, stateful=True, **limits)
+        case _:
+            return Placement(workers=processors, **limits)

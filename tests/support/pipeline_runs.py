@@ -10,7 +10,7 @@ from models.segmentation.merge_tree import MergeTree
 from models.segmentation.region_graph import RegionGraph
 from services.pipelines.preparation import Request, prepare
 from services.pipelines.segment import PHASES, create_arrays
-from services.run import AgglomerationOptions, Run, SegmentOptions, WatershedOptions, stage_keys
+from services.run import AgglomerationOptions, Engine, Run, SegmentOptions, WatershedOptions, stage_keys
 from services.stages.node_tables import read_faces, read_graph, read_merges
 from services.stages.pyramid import pyramid_factors
 from services.stages.skeletonize import SkeletonOptions
@@ -63,6 +63,7 @@ def given_affinities(shape: Triple, options: SegmentOptions, chunk: Triple, out:
         domain=Box.from_shape(shape),
         chunk_shape=chunk,
         threads=1,
+        engine=Engine("openvino", "fp32", "given", False),
         options=options,
         keys=stage_keys("given", options, pyramid_factors(shape, (10, 10, 10))),
     )

@@ -44,19 +44,20 @@ class RayNodes:
         """The nodes besides the head."""
         return self._nodes[1:]
 
-    def add(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Start another node, and wait until it is up."""
+    def add(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Start another node, and wait until it is up; `gpus` need no cards."""
         kind = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}", "--include-dashboard=false"]
         if self._nodes:
             kind = [f"--address={self.address}"]
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *kind, f"--num-cpus={cpus}"]
+        command += [f"--num-gpus={gpus}"] if gpus else []
         command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--object-store-memory={100 * 2**20}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         node = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT}
         )
         self._nodes.append(node)
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 150
         while not any(process.name() == "raylet" for process in _family(node)) or not self._answers():
             assert node.poll() is None, "a Ray node ended at its start"
             assert time.monotonic() < give_up, "a Ray node did not start"
