@@ -25,8 +25,8 @@ RUN apt-get update -q && apt-get install -qy --no-install-recommends python3-ven
 RUN python3 -m venv /home/ray/venv && pip install -q --no-cache-dir pip==26.3 setuptools==84.2.1
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > requirements.txt \
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > requirements.txt \
     && pip install -q --no-cache-dir --only-binary :all: --no-binary atomicwrites \
       -c constraints.txt -r requirements.txt
 # Tests, headers, Ray for Java and C++, OpenVINO's plug-ins for Intel's GPUs and its readers of other formats than ONNX:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import PetavoxelError
-from services.endpoints import logs
+from services.endpoints import logs, tracing
 from services.endpoints.gate import Gate
 from services.endpoints.problems import DeadlineExceeded
 from services.endpoints.tokens import SCOPES, Tokens
@@ -85,7 +85,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         current = given if _ID.fullmatch(given) else uuid4().hex
         began, status, sent = self._clock(), 0, 0
 
@@ -99,11 +100,16 @@ class RequestLog:
             await send(message)
 
         token = logs.request_id.set(current)
+        quiet = scope["path"].startswith(_QUIET)
         try:
-            await self._app(scope, receive, observed)
+            with nullcontext() if quiet else tracing.request_span(scope["method"], headers):
+                try:
+                    await self._app(scope, receive, observed)
+                finally:
+                    if not quiet:
+                        tracing.finish_request(scope["method"], getattr(scope.get("route"), "path", ""), status)
+                        line = {"method": scope["method"], "path": scope["path"][:500], "status": status}
+                        line |= {"bytes_out": sent, "seconds": round(self._clock() - began, 4)}
+                        logger.info("%s %s %s", line["method"], line["path"], status or "no reply", extra=line)
         finally:
-            if not scope["path"].startswith(_QUIET):
-                line = {"method": scope["method"], "path": scope["path"][:500], "status": status, "bytes_out": sent}
-                line["seconds"] = round(self._clock() - began, 4)
-                logger.info("%s %s %s", line["method"], line["path"], status or "no reply", extra=line)
             logs.request_id.reset(token)

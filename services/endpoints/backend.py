@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from services.endpoints import tracing
 from services.endpoints.catalog import Entry
 from services.endpoints.problems import Problem
 from services.endpoints.schemas import Reference, SegmentSettings
@@ -15,10 +16,11 @@ from services.endpoints.worker import Answer
 
 @dataclass(frozen=True)
 class Call:
-    """What a replica has to know of a request besides its image."""
+    """What a replica has to know of a request besides its image; `trace` is the context in which it is made."""
 
     entry: Entry
     request_id: str = ""
+    trace: dict[str, str] = field(default_factory=tracing.carried)
 
 
 class Backend(Protocol):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.runtimes.session import Session
+from services.endpoints import tracing
 
 Patches = NDArray[np.float32]
 Place = tuple[Patches, "Future[Patches]"]
@@ -50,16 +51,22 @@ class BatchedSession:
     def run(self, patches: Patches) -> Patches:
         """Run the network; see `infra.runtimes.session.Session.run`."""
         if self._max == 1 or len(patches) > 1:
-            self._observe(len(patches))
-            return self._session.run(patches)
+            return self._observed(patches, len(patches))
         place: Place = (patches, Future())
         with self._queues_lock:
             self._queues[patches.shape].append(place)
-        while not place[1].done():
-            with self._running:  # whoever holds it runs a batch for all that wait
-                if not place[1].done():
-                    self._run_batch(patches.shape)
+        with tracing.span("batch"):
+            while not place[1].done():
+                with self._running:  # whoever holds it runs a batch for all that wait
+                    if not place[1].done():
+                        self._run_batch(patches.shape)
         return place[1].result()
+
+    def _observed(self, patches: Patches, count: int) -> Patches:
+        """Run a batch, of which `count` patches are no padding."""
+        self._observe(count)
+        with tracing.span("runtime", patches=count):
+            return self._session.run(patches)
 
     def _run_batch(self, shape: tuple[int, ...]) -> None:
         with self._queues_lock:
@@ -67,10 +74,9 @@ class BatchedSession:
             places = [queue.popleft() for _ in range(min(self._max, len(queue)))]
             if not queue:
                 del self._queues[shape]
-        self._observe(len(places))
         padding = [places[0][0]] * (self._max - len(places))
         try:
-            found = self._session.run(np.concatenate([*(patches for patches, _ in places), *padding]))
+            found = self._observed(np.concatenate([*(patches for patches, _ in places), *padding]), len(places))
         except BaseException as error:
             for _, future in places:
                 future.set_exception(error)

@@ -8,6 +8,8 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
+from services.endpoints import tracing
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that this task or thread works for."""
 
@@ -16,7 +18,7 @@ _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, logger, message, request_id, and what `extra` held."""
+    """One JSON object per record: time, level, logger, message, request_id, trace_id, and what `extra` held."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
@@ -29,6 +31,8 @@ class JsonFormatter(logging.Formatter):
         }
         if current := request_id.get():
             line["request_id"] = current
+        if trace := tracing.trace_id():
+            line["trace_id"] = trace
         line |= {key: value for key, value in vars(record).items() if key not in _KNOWN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -17,7 +17,7 @@ from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
 from models.catalog import ModelCard
 from models.errors import InvalidInput, InvalidModel, InvalidVolume, NotFound, RunConflict
 from models.geometry import Box, Triple, VoxelSize, triple
-from services.endpoints import metrics
+from services.endpoints import metrics, tracing
 from services.endpoints.batching import BatchedSession
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
@@ -26,7 +26,7 @@ from services.endpoints.problems import PayloadTooLarge
 from services.endpoints.references import Prefixes
 from services.endpoints.schemas import Reference, SegmentSettings
 from services.endpoints.segmentation import compile_kernels, segment_box
-from services.predict import Predictor
+from services.predict import Predictor, Reader
 
 logger = logging.getLogger(__name__)
 
@@ -137,10 +137,12 @@ class Worker:
         box = Box.parse(reference.box)
         output = None if reference.output is None else self._free_output(reference.output)
         url = self._volumes.resolve(reference.volume)
-        with open_volume(url, level=reference.level, voxel_size_nm=reference.voxel_size_nm) as volume:
+        with tracing.span("open volume"):
+            opened = open_volume(url, level=reference.level, voxel_size_nm=reference.voxel_size_nm)
+        with opened as volume:
             self._check_volume(volume, model.card, reference, box)
             info = volume.info
-            affinities = self._predictor(model, info.shape, box).predict_box(volume.read, info.shape, box)
+            affinities = self._predictor(model, info.shape, box).predict_box(_traced(volume), info.shape, box)
         place = Place(box, info.shape, info.voxel_size_nm, info.offset_voxels)
         metrics.voxels().inc(box.size, {"model": model.key, "endpoint": "predict"})
         if output is not None:
@@ -162,7 +164,8 @@ class Worker:
             raise InvalidInput("segment: expected affinities, they were written elsewhere")
         z, y, x = found.shape[1:]
         place = found.place or Place(Box.from_shape((z, y, x)), (z, y, x))
-        labels = segment_box(found.voxels, card.output.offsets, place.box, place.volume_shape, settings)
+        with tracing.span("segment"):
+            labels = segment_box(found.voxels, card.output.offsets, place.box, place.volume_shape, settings)
         metrics.voxels().inc(place.box.size, {"model": f"{card.name}:{card.version}", "endpoint": "segment"})
         if output is not None:
             _write(self._free_output(output), labels, place, card)
@@ -203,7 +206,8 @@ class Worker:
         """The resolved URL of an output, where no volume is yet."""
         resolved = self._outputs.resolve(url)
         try:
-            open_volume(resolved).close()
+            with tracing.span("check output"):
+                open_volume(resolved).close()
         except NotFound:
             return resolved
         raise RunConflict(f"output {url}: a volume is already there; it is never overwritten")
@@ -219,5 +223,13 @@ def _write(url: str, voxels: NDArray[Any], place: Place, card: ModelCard, **more
         attributes={"model": {"name": card.name, "version": card.version, "sha256": card.file.sha256}},
         **more,
     )
-    with create_volume(url, described) as target:
+    with tracing.span("write volume", bytes=voxels.nbytes), create_volume(url, described) as target:
         target.write(target.box, voxels)
+
+
+def _traced(volume: Volume) -> Reader:
+    def read(box: Box) -> NDArray[Any]:
+        with tracing.span("read volume", box=str(box)):
+            return volume.read(box)
+
+    return read
