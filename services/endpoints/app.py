@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -11,11 +12,11 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
 
-from services.endpoints import logs
+from services.endpoints import logs, tracing
 from services.endpoints.api import create_api
 from services.endpoints.backend import Call
 from services.endpoints.catalog import Catalog
@@ -47,6 +48,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     for prefixes in (config.volumes, config.outputs):
         Prefixes(prefixes, "")
     Tokens(config.tokens)
+    tracing.wanted(os.environ)
     catalog = Catalog(config.models, config.model_folder)
     models = _scaled(
         ModelPool,
@@ -112,9 +114,7 @@ def _scaled(
 
 def _logging(config: ServeConfig) -> dict[str, Any]:
     """Serve's own lines in the same form; those about requests are left to `services.endpoints.access`."""
-    if config.log_format == "text":
-        return {}
-    return {"logging_config": {"encoding": "JSON", "enable_access_log": False}}
+    return {"logging_config": {"encoding": config.log_format.upper(), "enable_access_log": False}}
 
 
 def _as_deployment(kind: type, **options: Any) -> serve.Deployment:
@@ -131,6 +131,7 @@ class Ingress:
 
     def __init__(self, config: ServeConfig, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any]) -> None:
         logs.configure(config.log_format)
+        tracing.configure("ingress")
         self._config = config
         self._catalog = Catalog(config.models, config.model_folder, config.rescan_s)
         self._gate = Gate(config.open_requests)
@@ -219,5 +220,5 @@ async def _answer(response: Any, *before: Any) -> Any:
         raise
     except BackPressureError as error:
         raise Overloaded("too many requests wait already") from error
-    except (DeploymentUnavailableError, RayActorError) as error:
+    except (RayServeException, RayActorError) as error:  # also where the replica is lost that the other one waits for
         raise Unavailable("the replica is not there; it is started again") from error

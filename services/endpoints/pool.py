@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ray import serve
 
 from models.errors import PetavoxelError
-from services.endpoints import logs, metrics
+from services.endpoints import logs, metrics, tracing
 from services.endpoints.backend import Call
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
@@ -43,6 +44,7 @@ class ModelPool:
 
     def __init__(self, preload: tuple[Entry, ...], config: ServeConfig) -> None:
         logs.configure(config.log_format)
+        tracing.configure("models")
         self._worker = Worker(config)
         self._turns = asyncio.Semaphore(config.ongoing)
         self._alive: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
@@ -70,7 +72,7 @@ class ModelPool:
 
         async def work() -> Answer:
             model = await self._loaded(call.entry)
-            async with self._turns:
+            async with turn(self._turns):
                 if isinstance(image, Reference):
                     return await in_thread(lambda: self._worker.predict_reference(model, image))
                 return await in_thread(lambda: self._worker.predict(model, image))
@@ -107,7 +109,8 @@ class ModelPool:
     def _open(self, entry: Entry) -> Loaded:
         key = _key(entry)
         try:
-            model = self._worker.load(entry)
+            with tracing.span("load model", model=entry.key):
+                model = self._worker.load(entry)
         except Exception as error:
             text = f"model {entry.key}: cannot be loaded: {error}"
             logger.error("%s", text, exc_info=not isinstance(error, PetavoxelError))
@@ -124,6 +127,7 @@ class Segmenters:
 
     def __init__(self, config: ServeConfig) -> None:
         logs.configure(config.log_format)
+        tracing.configure("segmenters")
         self._worker = Worker(config)
         self._worker.warm_up()
         self._core = asyncio.Semaphore(1)  # others wait for their affinities meanwhile
@@ -136,7 +140,7 @@ class Segmenters:
             return found
 
         async def work() -> Answer:
-            async with self._core:
+            async with turn(self._core):
                 return await in_thread(lambda: self._worker.segment(call.entry.card, found, settings, output))
 
         return await answered(call, work)
@@ -153,14 +157,26 @@ class Segmenters:
 async def answered(call: Call, work: Callable[[], Awaitable[Result]]) -> Result | Problem:
     """The result of `work`; what it raises becomes a `Problem`, so that no traceback leaves the replica."""
     logs.request_id.set(call.request_id)
+    with tracing.continued(call.trace):
+        try:
+            return await work()
+        except PetavoxelError as error:
+            return Problem.of(error)
+        except Exception:
+            problem = Problem.of(InternalError("the model or the store failed unexpectedly; see the server's log"))
+            logger.exception("request failed: %s", problem.instance)
+            return problem
+
+
+@asynccontextmanager
+async def turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of the turns, in the order in which they are asked for; the wait is a span."""
+    with tracing.span("queue"):
+        await turns.acquire()
     try:
-        return await work()
-    except PetavoxelError as error:
-        return Problem.of(error)
-    except Exception:
-        problem = Problem.of(InternalError("the model or the store failed unexpectedly; see the server's log"))
-        logger.exception("request failed: %s", problem.instance)
-        return problem
+        yield
+    finally:
+        turns.release()
 
 
 def _key(entry: Entry) -> str:

@@ -31,9 +31,9 @@ def _headers(extent: int) -> dict[str, str]:
     return {"Content-Type": kind, "Accept": kind, "X-Shape": f"{extent},{extent},{extent}", "X-Dtype": "uint8"}
 
 
-def _post(url: str, extent: int) -> tuple[httpx.Response, float]:
+def _post(url: str, extent: int, route: str = "boundary") -> tuple[httpx.Response, float]:
     start = time.monotonic()
-    reply = httpx.post(f"{url}/v1/boundary", content=bytes(extent**3), headers=_headers(extent), timeout=60)
+    reply = httpx.post(f"{url}/v1/{route}", content=bytes(extent**3), headers=_headers(extent), timeout=60)
     return reply, time.monotonic() - start
 
 
@@ -78,14 +78,15 @@ def _replica(server: Any) -> psutil.Process:
 
 def _a_killed_replica_is_replaced(server: Any) -> None:
     killed = _replica(server)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(_post, server.url, 128)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(_post, server.url, 128, route) for route in ("boundary", "segment")]
         time.sleep(0.4)
         killed.kill()
-        lost, _ = waiting.result()
-    assert lost.status_code == 503, lost.text[:300]
-    assert lost.json()["type"] == "/problems/unavailable"
-    assert lost.headers["retry-after"] == "5"
+        replies = [each.result()[0] for each in waiting]
+    for lost in replies:
+        assert lost.status_code == 503, lost.text[:300]
+        assert lost.json()["type"] == "/problems/unavailable"
+        assert lost.headers["retry-after"] == "5"
     give_up = time.monotonic() + 60
     while (reply := _post(server.url, 8)[0]).status_code in (503, 504) and time.monotonic() < give_up:
         time.sleep(0.2)
