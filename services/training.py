@@ -7,27 +7,35 @@ The run folder holds `config.yaml` (what was asked), `last.pt` (resumed from whe
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
 from infra.volumes import open_volume
 from models.catalog import sha256_of
 from models.errors import InvalidConfig, InvalidVolume, NotFound, RunConflict
 from models.geometry import NEAREST, Box, Triple, VoxelSize
-from models.networks.rsunet import RSUNetConfig
+from models.networks.family import NetworkConfig as Architecture
+from models.networks.registry import preset, read_config
+from models.networks.vd2d import VD2DConfig
+from models.networks.vd2d3d import VD2D3DConfig
 from models.training.augmentation import AugmentationOptions
-from models.training.loop import LoopOptions, Trainer
+from models.training.loop import LoopOptions, Progress, Trainer, read_checkpoint
 from models.training.preview import preview_rows, preview_sheet
 from models.training.sampler import LabelledVolume, PatchSampler
-from models.training.targets import long_range_offsets
+from models.training.share import Share
+from models.training.targets import BACKGROUND, INSIDE, long_range_offsets
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +57,46 @@ def _checked(kind: type[Any]) -> BeforeValidator:
 class VolumeConfig(BaseModel):
     """An image and its labels (volume URLs, relative ones below the data folder), and which box of them is used.
 
-    Labels 0 are unlabelled; so is all that a `mask` volume holds 0 for. No edge there counts.
+    Labels 0 are unlabelled; so is all that a `mask` volume holds 0 for. No edge there counts. Labels 0 where a
+    `background` volume is not 0 are known to be no object, such as membranes: edges there count, as cut.
     """
 
     model_config = _STRICT
     image: str
     labels: str
     mask: str | None = None
+    background: str | None = None
     box: str | None = None
 
 
 class NetworkConfig(BaseModel):
-    """A preset of the residual symmetric U-Net and its widths."""
+    """A preset of a network family (`models.networks.registry`) and its widths.
+
+    `recursion`: a checkpoint of a VD2D, relative to the data folder, whose map is a second input (family vd2d3d).
+    """
 
     model_config = _STRICT
-    preset: Literal["isotropic", "anisotropic"]
+    family: str
+    preset: str
     widths: tuple[int, ...]
+    recursion: str | None = None
+
+    def architecture(self, out_channels: int, data: Path) -> Architecture:
+        """The network's configuration; raises `InvalidConfig`, or `InvalidModel` for an unfit first network."""
+        config = preset(self.family, self.preset, out_channels, self.widths)
+        if self.recursion is None:
+            return config
+        held = read_checkpoint(data / self.recursion)["network"]
+        first = read_config(held["family"], held["config"])
+        if not isinstance(config, VD2D3DConfig) or not isinstance(first, VD2DConfig):
+            raise InvalidConfig(f"network: recursion is of a vd2d3d on a vd2d, got {self.family} on {held['family']}")
+        return replace(config, recursion=first)
 
 
 class TrainConfig(BaseModel):
     """Everything that decides a training run; see the recipes in `models/zoo` for examples.
 
+    `target` is "affinities", or "inside": one channel that says how likely a voxel lies inside of an object.
     `initial_weights` is a checkpoint to begin with, relative to the data folder; its digest goes into the checkpoints.
     """
 
@@ -79,6 +106,7 @@ class TrainConfig(BaseModel):
     train: Annotated[tuple[VolumeConfig, ...], Field(min_length=1)]
     validation: tuple[VolumeConfig, ...] = ()
     network: NetworkConfig
+    target: Literal["affinities", "inside"] = "affinities"
     auxiliary: bool = True
     boundary_voxels: Annotated[int, Field(ge=0)] = 1
     boundary_target: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -102,14 +130,21 @@ class TrainConfig(BaseModel):
             wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
             raise InvalidConfig(f"{path}: {wrong}") from error
 
+    @model_validator(mode="after")
+    def _one_channel(self) -> Self:
+        if self.target == "inside" and self.auxiliary:
+            raise ValueError("the target 'inside' has no auxiliary affinities; say auxiliary: false")
+        return self
+
     @property
     def offsets(self) -> tuple[Triple, ...]:
-        """Affinity offsets per channel: the nearest neighbours, then the auxiliary ones."""
+        """Affinity offsets per channel: the nearest neighbours, then the auxiliary ones; or that of `INSIDE`."""
+        if self.target == "inside":
+            return INSIDE
         return NEAREST + (long_range_offsets(self.voxel_size_nm) if self.auxiliary else ())
 
-    def trainer(self, data: Path) -> Trainer:
+    def trainer(self, data: Path, share: Share | None = None) -> Trainer:
         """The trainer at its first step, with the training volumes in memory."""
-        preset = RSUNetConfig.isotropic if self.network.preset == "isotropic" else RSUNetConfig.anisotropic
         sampler = PatchSampler(
             self._volumes(self.train, data),
             self.offsets,
@@ -120,7 +155,7 @@ class TrainConfig(BaseModel):
             self.balance,
             self.seed,
         )
-        return Trainer(preset(len(self.offsets), self.network.widths), sampler, self.loop)
+        return Trainer(self.network.architecture(len(self.offsets), data), sampler, self.loop, share)
 
     def preview(self, data: Path) -> NDArray[np.uint8]:
         """A picture of every augmentation on the first training volume, uint8 (height, width, 3)."""
@@ -141,22 +176,49 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
     Raises `RunConflict` where the folder holds a run with another configuration; a changed number of steps or other
     loop option is allowed, and takes effect from the step reached.
     """
+    with progress_bar(config) as show:
+        return learn(config, folder, data, show)
+
+
+@contextmanager
+def progress_bar(config: TrainConfig) -> Iterator[Callable[[Progress], None]]:
+    """A bar on the terminal; yields what moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns) as bar:
+        task = bar.add_task(config.name, total=config.loop.steps)
+        yield lambda progress: bar.update(
+            task, completed=progress.step, description=f"{config.name} loss {progress.loss:.3f}"
+        )
+
+
+def learn(
+    config: TrainConfig, folder: Path, data: Path, show: Callable[[Progress], object], share: Share | None = None
+) -> Path:
+    """What `train` does, in one process of those that share the work; the first of them writes and shows."""
     checkpoint = folder / "last.pt"
-    trainer, validation = config.trainer(data), config.validation_volumes(data)
+    trainer, validation = config.trainer(data, share), config.validation_volumes(data)
     provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
     if config.initial_weights and not checkpoint.exists():
         weights = data / config.initial_weights
         trainer.initialise(weights)
         provenance["initial_weights_sha256"] = sha256_of(weights)
-    _claim(config, folder)
+    if config.network.recursion and not checkpoint.exists():
+        first = data / config.network.recursion
+        trainer.recur(first)
+        provenance["recursion_sha256"] = sha256_of(first)
+    if trainer.share.rank == 0:
+        _claim(config, folder)
     if checkpoint.exists():
         provenance = {**trainer.resume(checkpoint), **provenance}
         logger.info("going on from step %d of %d", trainer.step, config.loop.steps)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with SummaryWriter(str(folder / "logs")) as board, Progress(*columns) as bar:
-        task = bar.add_task(config.name, total=config.loop.steps, completed=trainer.step)
+    _check_agreement(trainer, folder)
+    if trainer.share.rank:
+        for _ in trainer.run(validation):
+            pass
+        return checkpoint
+    with SummaryWriter(str(folder / "logs")) as board:
         for progress in trainer.run(validation):
-            bar.update(task, completed=progress.step, description=f"{config.name} loss {progress.loss:.3f}")
+            show(progress)
             board.add_scalar("loss/all", progress.loss, progress.step)
             board.add_scalar("loss/nearest", progress.primary_loss, progress.step)
             board.add_scalar("learning_rate", progress.learning_rate, progress.step)
@@ -169,6 +231,15 @@ def train(config: TrainConfig, folder: Path, data: Path) -> Path:
             if progress.step % config.loop.checkpoint_every == 0 or last:
                 trainer.save(checkpoint, config.voxel_size_nm, provenance)
     return checkpoint
+
+
+def _check_agreement(trainer: Trainer, folder: Path) -> None:
+    """Raise `InvalidConfig` where the processes did not find the same checkpoint."""
+    steps = trainer.share.total(torch.tensor([float(trainer.step)], dtype=torch.float64, device=trainer.device))
+    if float(steps) != trainer.step * trainer.share.world:
+        raise InvalidConfig(
+            f"{folder}: expected a folder that all workers share, they found checkpoints of different steps in it"
+        )
 
 
 def _claim(config: TrainConfig, folder: Path) -> None:
@@ -185,17 +256,29 @@ def _claim(config: TrainConfig, folder: Path) -> None:
 
 
 def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> LabelledVolume:
-    arrays = []
-    for url in (config.image, config.labels, *([config.mask] if config.mask else [])):
+    urls = {"image": config.image, "labels": config.labels, "mask": config.mask, "background": config.background}
+    arrays: dict[str, NDArray[Any]] = {}
+    for role, url in urls.items():
+        if url is None:
+            continue
         absolute = url if "://" in url or Path(url).is_absolute() else str(data / url)
         volume = open_volume(absolute)
         stored = volume.info.voxel_size_nm
         if stored is not None and any(abs(a - b) > 0.01 * b for a, b in zip(stored, voxel_size_nm, strict=True)):
             raise InvalidVolume(f"{absolute}: voxel size is {stored} nm, the configuration says {voxel_size_nm}")
-        arrays.append(volume.read(Box.parse(config.box) if config.box else volume.box))
-    image, labels = arrays[:2]
-    if config.mask:
-        if arrays[2].shape != labels.shape:
-            raise InvalidVolume(f"{config.mask}: expected the labels' shape {labels.shape}, got {arrays[2].shape}")
-        labels = np.where(arrays[2] != 0, labels, 0).astype(labels.dtype)
-    return LabelledVolume(image, labels, voxel_size_nm)
+        arrays[role] = volume.read(Box.parse(config.box) if config.box else volume.box)
+        if role in ("mask", "background") and arrays[role].shape != arrays["labels"].shape:
+            raise InvalidVolume(f"{url}: expected the labels' shape {arrays['labels'].shape}, got {arrays[role].shape}")
+    return LabelledVolume(arrays["image"], _truth(arrays), voxel_size_nm)
+
+
+def _truth(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """Labels with background as such and what the mask excludes as unlabelled."""
+    labels = arrays["labels"]
+    if "background" in arrays:
+        if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+            raise InvalidVolume(f"labels: expected ids below 2^63 beside a background, got {labels.max()}")
+        labels = np.where((arrays["background"] != 0) & (labels == 0), BACKGROUND, labels.astype(np.int64))
+    if "mask" in arrays:
+        labels = np.where(arrays["mask"] != 0, labels, 0).astype(labels.dtype)
+    return labels

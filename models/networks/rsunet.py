@@ -13,8 +13,10 @@ arXiv:1706.00120.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from torch.nn import functional
 
 from models.errors import InvalidConfig
 from models.geometry import Triple, triple
+from models.networks.family import Family, Network
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class RSUNetConfig:
         Kernel z, y, x of the convolution that makes features of the image.
     first_kernel
         Kernel z, y, x of the first convolution in each residual module.
+    kernel
+        Kernel z, y, x of the other two.
 
     Raises `InvalidConfig` for impossible values.
     """
@@ -49,6 +54,7 @@ class RSUNetConfig:
     pooling: tuple[Triple, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
     embedding_kernel: Triple = (5, 5, 5)
     first_kernel: Triple = (3, 3, 3)
+    kernel: Triple = (3, 3, 3)
 
     def __post_init__(self) -> None:
         if self.out_channels < 1 or not self.widths or min(self.widths) < 1:
@@ -60,7 +66,7 @@ class RSUNetConfig:
             )
         for factors in self.pooling:
             triple(factors, "network pooling", minimum=1)
-        for kernel in (self.embedding_kernel, self.first_kernel):
+        for kernel in (self.embedding_kernel, self.first_kernel, self.kernel):
             if any(extent % 2 == 0 for extent in triple(kernel, "network kernel", minimum=1)):
                 raise InvalidConfig(f"network: expected odd kernel extents, got {kernel}")
 
@@ -74,6 +80,11 @@ class RSUNetConfig:
         """Preset for serial sections: 1×2×2 pooling, 1×5×5 embedding, 1×3×3 first convolutions."""
         return cls(out_channels, widths, ((1, 2, 2),) * (len(widths) - 1), (1, 5, 5), (1, 3, 3))
 
+    @classmethod
+    def planar(cls, out_channels: int, widths: tuple[int, ...] = (48, 64, 80, 96)) -> RSUNetConfig:
+        """Preset that sees each section alone: a 2D U-Net, to compare with."""
+        return cls(out_channels, widths, ((1, 2, 2),) * (len(widths) - 1), (1, 5, 5), (1, 3, 3), (1, 3, 3))
+
     @property
     def divisor(self) -> Triple:
         """Patch extents must be multiples of this."""
@@ -82,9 +93,16 @@ class RSUNetConfig:
             z, y, x = z * factors[0], y * factors[1], x * factors[2]
         return z, y, x
 
+    @property
+    def margin(self) -> Triple:
+        """Convolutions are padded: the output is as large as the image."""
+        return 0, 0, 0
 
-class RSUNet(nn.Module):
+
+class RSUNet(Network):
     """Residual symmetric U-Net; see the module's docstring and `RSUNetConfig`."""
+
+    config: RSUNetConfig
 
     def __init__(self, config: RSUNetConfig) -> None:
         super().__init__()
@@ -92,11 +110,11 @@ class RSUNet(nn.Module):
         widths = config.widths
         self.embed = _convolution(1, widths[0], config.embedding_kernel)
         self.down = nn.ModuleList(
-            _Residual(before, width, config.first_kernel)
+            _Residual(before, width, config.first_kernel, config.kernel)
             for before, width in zip((widths[0], *widths[:-1]), widths, strict=True)
         )
         self.lift = nn.ModuleList(nn.Conv3d(deep, fine, 1, bias=False) for fine, deep in pairwise(widths))
-        self.up = nn.ModuleList(_Residual(width, width, config.first_kernel) for width in widths[:-1])
+        self.up = nn.ModuleList(_Residual(width, width, config.first_kernel, config.kernel) for width in widths[:-1])
         self.head = nn.Conv3d(widths[0], config.out_channels, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -130,11 +148,11 @@ class RSUNet(nn.Module):
 class _Residual(nn.Module):
     """Three convolutions; the sum over the last two skips them."""
 
-    def __init__(self, before: int, width: int, first_kernel: Triple) -> None:
+    def __init__(self, before: int, width: int, first_kernel: Triple, kernel: Triple) -> None:
         super().__init__()
         self.first = _convolution(before, width, first_kernel)
-        self.second = _convolution(width, width, (3, 3, 3))
-        self.third = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.second = _convolution(width, width, kernel)
+        self.third = nn.Conv3d(width, width, kernel, padding=_same(kernel), bias=False)
         self.norm = nn.BatchNorm3d(width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -143,7 +161,25 @@ class _Residual(nn.Module):
 
 
 def _convolution(before: int, width: int, kernel: Triple) -> nn.Sequential:
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Sequential(
-        nn.Conv3d(before, width, kernel, padding=padding, bias=False), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
+        nn.Conv3d(before, width, kernel, padding=_same(kernel), bias=False),
+        nn.BatchNorm3d(width),
+        nn.ReLU(inplace=True),
     )
+
+
+def _same(kernel: Triple) -> Triple:
+    return kernel[0] // 2, kernel[1] // 2, kernel[2] // 2
+
+
+def _read(fields: Mapping[str, Any]) -> RSUNetConfig:
+    return RSUNetConfig(**fields)
+
+
+RSUNET = Family(
+    "rsunet",
+    RSUNetConfig,
+    _read,
+    RSUNet,
+    {"isotropic": RSUNetConfig.isotropic, "anisotropic": RSUNetConfig.anisotropic, "planar": RSUNetConfig.planar},
+)

@@ -1,6 +1,7 @@
 """From a checkpoint to a model that ships: `model.onnx` and its card.
 
-The exported network takes the normalised image and returns probabilities of the nearest-neighbour channels. Batch
+The exported network takes the normalised image and returns probabilities of the nearest-neighbour channels, also where
+a network of one channel says what is inside of an object (`models.networks.inference`). Batch
 normalisation is folded into the convolutions, which keep their names, so the weights can be read back by name. Nothing
 is written unless an engine that runs the file agrees with torch.
 """
@@ -12,7 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ from models.catalog import (
     sha256_of,
 )
 from models.errors import InvalidModel
-from models.geometry import Triple, triple
-from models.networks.inference import Probabilities, fold_batch_norm
-from models.networks.rsunet import RSUNet, RSUNetConfig
+from models.geometry import NEAREST, Triple, triple
+from models.networks.family import Network
+from models.networks.inference import Probabilities, discarded, fold_batch_norm
+from models.networks.registry import build, described, read_config
 from models.training.loop import read_checkpoint
+from models.training.targets import INSIDE
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ def export_checkpoint(
     normalisation = Normalisation("uint8", **content["normalisation"])
     z, y, x = (float(size) for size in content["voxel_size_nm"])
     folded = fold_batch_norm(network)
-    patches = normalisation.apply(parity_patches(network.config.divisor, image))
+    patches = normalisation.apply(parity_patches(network.config.divisor, image, discarded(network.config)))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.onnx"
         export_onnx(folded, path)
@@ -108,12 +111,12 @@ def export_checkpoint(
         card = ModelCard(
             name=name or folder.resolve().name,
             version=version,
-            architecture=Architecture(str(content["network"]["family"]), asdict(network.config)),
+            architecture=Architecture(**described(network.config)),
             normalisation=normalisation,
             voxel_size_nm=(z, y, x),
             axes="zyx",
             output=Output("affinity", offsets),
-            patch=patch or default_patch((z, y, x), network.config.divisor),
+            patch=patch or default_patch((z, y, x), network.config.divisor, discarded(network.config)),
             training=replace(training, details={**_recipe(content), **training.details}),
             file=ModelFile("model.onnx", sha256_of(path), path.stat().st_size),
             scores=scores,
@@ -132,20 +135,22 @@ def write_model(folder: Path, card: ModelCard, onnx_path: Path) -> Model:
     return find_model(folder / CARD_NAME)
 
 
-def export_onnx(network: nn.Module, path: Path, *, example_shape: Triple = (32, 40, 48)) -> None:
-    """Write `network` with a sigmoid as one ONNX file, with dynamic batch, z, y and x.
+def export_onnx(network: Network, path: Path) -> None:
+    """Write `network` as `Probabilities` to one ONNX file, with dynamic batch, z, y and x.
 
     Input `image` float32 (b, 1, z, y, x), output `affinity` float32 (b, c, z, y, x). Raises `InvalidModel` where the
     file is larger than `MAX_BYTES`.
     """
     module = Probabilities(network).eval()
+    config = network.config
+    example = tuple(d * n + 2 * m for n, d, m in zip((4, 5, 6), config.divisor, config.margin, strict=True))
     with warnings.catch_warnings():
         # torch's exporter trips over its own deprecations; ours still count
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, 1, *example_shape),),
+            (torch.zeros(2, 1, *example),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
@@ -173,9 +178,15 @@ def parity_error(module: nn.Module, path: Path, patches: NDArray[np.float32], ru
     return float(np.abs(actual - expected).max())
 
 
-def parity_patches(divisor: Triple, image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Patches (2, 1, z, y, x), uint8, unequal extents: two corners of `image`, or synthetic cells with membranes."""
-    shape = tuple(d * max(1, n // d) for d, n in zip(divisor, (32, 48, 64), strict=True))
+def parity_patches(
+    divisor: Triple, image: NDArray[np.uint8] | None = None, margin: Triple = (0, 0, 0)
+) -> NDArray[np.uint8]:
+    """Patches (2, 1, z, y, x), uint8, unequal extents: two corners of `image`, or synthetic cells with membranes.
+
+    They hold 32, 48 and 64 voxels, to multiples of `divisor`; with a margin 4, 24 and 32, and the margin around them.
+    """
+    core = (4, 24, 32) if any(margin) else (32, 48, 64)
+    shape = tuple(d * max(1, (n + 2 * m) // d) for d, n, m in zip(divisor, core, margin, strict=True))
     if image is None:
         image = _synthetic_cells(shape)
     if image.dtype != np.uint8 or image.ndim != 3 or any(n < m for n, m in zip(image.shape, shape, strict=True)):
@@ -185,12 +196,17 @@ def parity_patches(divisor: Triple, image: NDArray[np.uint8] | None = None) -> N
     return np.stack([first, last])[:, None]
 
 
-def default_patch(voxel_size_nm: tuple[float, float, float], divisor: Triple) -> PatchRules:
-    """Patch rules for a network: `PATCH` and `MARGIN` on the finest axis, fewer voxels where voxels are thicker."""
+def default_patch(
+    voxel_size_nm: tuple[float, float, float], divisor: Triple, unknown: Triple = (0, 0, 0)
+) -> PatchRules:
+    """Patch rules for a network: `PATCH` and `MARGIN` on the finest axis, fewer voxels where voxels are thicker.
+
+    Where the network leaves `unknown` voxels at the faces, these are the margin: it sees nothing beyond.
+    """
     finest = min(voxel_size_nm)
     shape, margin = [], []
-    for size, d in zip(voxel_size_nm, divisor, strict=True):
-        m = max(2, round(MARGIN * finest / size))
+    for size, d, u in zip(voxel_size_nm, divisor, unknown, strict=True):
+        m = u if any(unknown) else max(2, round(MARGIN * finest / size))
         stride = max(16, round((PATCH - 2 * MARGIN) * finest / size))
         shape.append(-(-(stride + 2 * m) // d) * d)
         margin.append(m)
@@ -201,21 +217,24 @@ def _recipe(content: dict[str, Any]) -> dict[str, Any]:
     return {"steps": int(content["step"]), **content.get("provenance", {})}
 
 
-def _network(content: dict[str, Any], checkpoint: Path) -> tuple[RSUNet, tuple[Triple, ...]]:
-    """The checkpoint's network with only the nearest-neighbour channels, and their offsets."""
+def _network(content: dict[str, Any], checkpoint: Path) -> tuple[Network, tuple[Triple, ...]]:
+    """The checkpoint's network without its auxiliary channels, and the offsets of what is exported."""
     try:
-        offsets = tuple(triple(offset, "offset") for offset in content["offsets"])[:KEPT_CHANNELS]
-        if content["network"]["family"] != "rsunet" or sorted(offsets) != [(-1, 0, 0), (0, -1, 0), (0, 0, -1)]:
-            raise InvalidModel(f"{checkpoint}: expected an rsunet with nearest-neighbour channels first, got {offsets}")
-        config = RSUNetConfig(**{**content["network"]["config"], "out_channels": KEPT_CHANNELS})
-        state = dict(content["state"])
-        for key in ("head.weight", "head.bias"):
-            state[key] = state[key][:KEPT_CHANNELS]
-        network = RSUNet(config)
+        offsets = tuple(triple(offset, "offset") for offset in content["offsets"])
+        form, state = content["network"], dict(content["state"])
+        if offsets != INSIDE:
+            if offsets[:KEPT_CHANNELS] != NEAREST:
+                raise InvalidModel(f"{checkpoint}: expected nearest-neighbour channels first, got {offsets}")
+            form = {**form, "config": {**form["config"], "out_channels": KEPT_CHANNELS}}
+        network = build(read_config(**form))
+        kept = network.state_dict()
+        for key, value in state.items():
+            if key in kept and value.ndim and len(value) == len(offsets):
+                state[key] = value[: len(kept[key])]
         network.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise InvalidModel(f"{checkpoint}: the checkpoint does not describe its network ({error})") from error
-    return network.eval(), offsets
+    return network.eval(), NEAREST
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,16 +32,20 @@ from torch.nn import functional
 
 from models.errors import InvalidConfig, InvalidModel
 from models.geometry import NEAREST, VoxelSize
-from models.networks.rsunet import RSUNet, RSUNetConfig
+from models.networks.family import Network, NetworkConfig
+from models.networks.registry import build, described, frozen, read_config
 from models.training.maximin import maximin_weights
 from models.training.sampler import Batch, LabelledVolume, PatchSampler
 from models.training.share import Share, share_normalisation
-from models.training.validation import edge_scores, predict, segmentation_scores
+from models.training.targets import INSIDE
+from models.training.validation import edge_scores, inner, predict, section_scores, segmentation_scores
 
 logger = logging.getLogger(__name__)
 
 SHIFT, SCALE = 0.5, 4.0
 """A network sees (value - SHIFT) * SCALE of an image in [0, 1]."""
+
+Schedule = Literal["cooldown", "cosine", "plateau"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ class LoopOptions:
         AdamW; linear warm-up; gradient norm limit.
     schedule, cooldown_fraction
         "cooldown": constant, then linear to 0 over the last fraction of the steps. "cosine": half a cosine wave over
-        all steps.
+        all steps. "plateau": constant, times `plateau_factor` after every `plateau_patience` validations in a row
+        without a lower VOI; needs validation volumes.
+    plateau_patience, plateau_factor
+        For the schedule "plateau".
     frozen_fraction
         The last fraction of the steps in which normalisation layers use their running statistics, as inference does.
     auxiliary_weight, maximin_weight
@@ -78,7 +85,9 @@ class LoopOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
-    schedule: str = "cooldown"
+    schedule: Schedule = "cooldown"
+    plateau_patience: int = 2
+    plateau_factor: float = 0.5
     cooldown_fraction: float = 0.3
     frozen_fraction: float = 0.3
     clip_norm: float = 1.0
@@ -96,8 +105,10 @@ class LoopOptions:
             raise InvalidConfig("training: steps, batch_size, validate_every and checkpoint_every must be positive")
         if self.precision not in ("auto", "bf16", "fp32") or self.device not in ("auto", "cpu", "cuda"):
             raise InvalidConfig(f"training: unknown precision {self.precision!r} or device {self.device!r}")
-        if self.schedule not in ("cooldown", "cosine"):
-            raise InvalidConfig(f"training: expected schedule 'cooldown' or 'cosine', got {self.schedule!r}")
+        if self.schedule not in get_args(Schedule):
+            raise InvalidConfig(f"training: expected schedule {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+        if self.plateau_patience < 1 or not 0 < self.plateau_factor < 1:
+            raise InvalidConfig("training: expected plateau_patience of at least 1 and plateau_factor between 0 and 1")
         if min(self.auxiliary_weight, self.maximin_weight, self.patience) < 0:
             raise InvalidConfig("training: auxiliary_weight, maximin_weight and patience must be at least 0")
         if not 0 <= self.average_decay < 1 or not all(
@@ -105,9 +116,11 @@ class LoopOptions:
         ):
             raise InvalidConfig("training: cooldown_fraction, frozen_fraction and average_decay must be from 0 to 1")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step `step` (from 0)."""
+    def learning_rate_at(self, step: int, reductions: int = 0) -> float:
+        """Learning rate of step `step` (from 0), after so many reductions by the schedule "plateau"."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.schedule == "plateau":
+            return self.learning_rate * warm * self.plateau_factor**reductions
         if self.schedule == "cosine":
             return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         cool = min(1.0, (self.steps - step) / max(1.0, self.cooldown_fraction * self.steps))
@@ -140,23 +153,17 @@ class Trainer:
     """
 
     def __init__(
-        self, network: RSUNetConfig, sampler: PatchSampler, options: LoopOptions, share: Share | None = None
+        self, network: NetworkConfig, sampler: PatchSampler, options: LoopOptions, share: Share | None = None
     ) -> None:
-        if network.out_channels != len(sampler.offsets) or sampler.offsets[:3] != NEAREST:
-            raise InvalidConfig(
-                f"network: expected one channel per offset, the nearest neighbours first; "
-                f"got {network.out_channels} channels for {sampler.offsets}"
-            )
-        if any(extent % factor for extent, factor in zip(sampler.patch, network.divisor, strict=True)):
-            raise InvalidConfig(f"patch: expected multiples of {network.divisor}, got {sampler.patch}")
+        _check(network, sampler, options)
         self.options, self.sampler, self.step = options, sampler, 0
         self.share = share or Share()
         self._patches = self.share.patches(options.batch_size)
-        self.best_voi, self.without_gain = math.inf, 0
+        self.best_voi, self.without_gain, self.reductions = math.inf, 0, 0
         self.device = _device(options.device)
         self.bf16 = _use_bf16(options.precision, self.device)
         torch.manual_seed(sampler.seed)
-        self.network = RSUNet(network).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = build(network).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         share_normalisation(self.network, self.share)
         self.averaged = deepcopy(self.network).eval()
         self.optimizer = torch.optim.AdamW(
@@ -169,14 +176,22 @@ class Trainer:
         return 0 < self.options.patience <= self.without_gain
 
     def run(self, validation: tuple[LabelledVolume, ...] = ()) -> Iterator[Progress]:
-        """Train from the current step to the last; the next batch is made while the current one is learnt."""
+        """Train from the current step to the last; the next batch is made while the current one is learnt.
+
+        Raises `InvalidConfig` where the schedule needs validation volumes and there are none.
+        """
+        if self.options.schedule == "plateau" and not validation:
+            raise InvalidConfig(
+                "training: the schedule 'plateau' follows the validation, and there are no volumes for it"
+            )
         with ThreadPoolExecutor(1) as maker:
             upcoming = maker.submit(self._batch, self.step)
             while self.step < self.options.steps and not self.stopped_early:
                 batch = upcoming.result()
                 if self.step + 1 < self.options.steps:
                     upcoming = maker.submit(self._batch, self.step + 1)
-                loss, primary = self._learn(batch)
+                rate = self.options.learning_rate_at(self.step, self.reductions)
+                loss, primary = self._learn(batch, rate)
                 self.step += 1
                 due = self.step % self.options.validate_every == 0 or self.step == self.options.steps
                 scores = self.validate(validation) if validation and due else None
@@ -184,7 +199,8 @@ class Trainer:
                 if scores is not None:
                     self.best_voi = min(self.best_voi, scores["voi"])
                     self.without_gain = 0 if improved else self.without_gain + 1
-                yield Progress(self.step, loss, primary, self.options.learning_rate_at(self.step - 1), scores, improved)
+                    self.reductions += self.without_gain > 0 and self.without_gain % self.options.plateau_patience == 0
+                yield Progress(self.step, loss, primary, rate, scores, improved)
 
     def validate(self, volumes: tuple[LabelledVolume, ...]) -> dict[str, float]:
         """Score the averaged weights on whole volumes; means over them of `edge_scores` and `segmentation_scores`."""
@@ -197,23 +213,40 @@ class Trainer:
         return dict(zip(scores[0], means.tolist(), strict=True))
 
     def _score(self, volume: LabelledVolume) -> dict[str, float]:
-        probabilities = predict(self._probabilities, volume.image, self.network.config.divisor)
-        sampler = self.sampler
+        config, sampler = self.network.config, self.sampler
+        probabilities = predict(self._probabilities, volume.image, config.divisor, config.margin)
         edges = edge_scores(
-            probabilities, volume.labels, boundary_voxels=sampler.boundary_voxels, balance=sampler.balance
+            probabilities,
+            volume.labels,
+            boundary_voxels=sampler.boundary_voxels,
+            balance=sampler.balance,
+            offsets=INSIDE if sampler.offsets == INSIDE else NEAREST,
         )
-        return {**edges, **segmentation_scores(probabilities, volume.labels)}
+        of_segments = section_scores if sampler.offsets == INSIDE else segmentation_scores
+        return {**edges, **of_segments(probabilities, volume.labels)}
 
     def initialise(self, path: Path) -> None:
-        """Begin with a checkpoint's averaged weights; raises `InvalidModel` if damaged or of another network."""
-        content = self._read(path)
-        self.network.load_state_dict(content["state"])
-        self.averaged.load_state_dict(content["state"])
+        """Begin with a checkpoint's averaged weights; raises `InvalidModel` if damaged or of an unfit network."""
+        trained = _trained(read_checkpoint(path), path)
+        try:
+            self.network.begin_with(trained)
+        except InvalidModel as error:
+            raise InvalidModel(f"{path}: {error}") from error
+        self.averaged.load_state_dict(self.network.state_dict())
+
+    def recur(self, path: Path) -> None:
+        """Take a checkpoint's averaged weights for the first network of a recursion; raises as `initialise` does."""
+        content = read_checkpoint(path)
+        for network in (self.network, self.averaged):
+            try:
+                network.get_submodule("first").load_state_dict(content["state"])
+            except (AttributeError, RuntimeError) as error:
+                raise InvalidModel(f"{path}: not the first network of this recursion ({error})") from error
 
     def save(self, path: Path, voxel_size_nm: VoxelSize, provenance: dict[str, Any]) -> None:
         """Write a checkpoint in one move: a reader sees the old file or the new one, never half of either."""
         content = {
-            "network": {"family": "rsunet", "config": asdict(self.network.config)},
+            "network": described(self.network.config),
             "state": self.averaged.state_dict(),
             "offsets": [list(offset) for offset in self.sampler.offsets],
             "normalisation": {"shift": 255 * SHIFT, "scale": SCALE / 255},
@@ -225,6 +258,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "best_voi": self.best_voi,
                 "without_gain": self.without_gain,
+                "reductions": self.reductions,
             },
         }
         partial = path.with_name(path.name + ".partial")
@@ -239,31 +273,33 @@ class Trainer:
         self.averaged.load_state_dict(content["state"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.best_voi, self.without_gain = float(held["best_voi"]), int(held["without_gain"])
+        self.reductions = int(held["reductions"])
         self.step = int(content["step"])
         return dict(content["provenance"])
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = read_checkpoint(path)
-        if content["network"]["config"] != asdict(self.network.config):
-            raise InvalidModel(
-                f"{path}: the checkpoint's network {content['network']['config']} is not the configured one"
-            )
+        if content["network"] != described(self.network.config):
+            raise InvalidModel(f"{path}: the checkpoint's network {content['network']} is not the configured one")
         return content
 
     def _batch(self, step: int) -> Batch:
         return self.sampler.batch(step, self._patches, first=self.share.rank * self._patches)
 
-    def _learn(self, batch: Batch) -> tuple[float, float]:
+    def _learn(self, batch: Batch, rate: float) -> tuple[float, float]:
         self.network.train()
         if self.options.frozen(self.step):
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm3d):
                     module.eval()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate_at(self.step)
+            group["lr"] = rate
         with self._autocast():
             logits = self.network(self._input(batch.image))
-        targets, weights = (torch.from_numpy(part).to(self.device) for part in (batch.targets, batch.weights))
+        targets, weights = (
+            torch.from_numpy(inner(part, self.network.config.margin)).to(self.device)
+            for part in (batch.targets, batch.weights)
+        )
         primary = _mean_loss(logits[:, :3].float(), targets[:, :3], weights[:, :3], self.share)
         loss = primary
         if logits.shape[1] > 3:
@@ -304,7 +340,7 @@ class Trainer:
         return (losses * torch.from_numpy(shares).to(self.device)).sum() / (2 * self.options.batch_size)
 
     def _probabilities(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Nearest-neighbour probabilities (3, z, y, x) of the averaged weights for an image (z, y, x)."""
+        """Primary probabilities (c, z, y, x) of the averaged weights for an image (z, y, x), less the margin."""
         with torch.no_grad(), self._autocast():
             logits: torch.Tensor = self.averaged(self._input(image[None]))
         probabilities: np.ndarray[Any, Any] = torch.sigmoid(logits[0, :3].float()).cpu().numpy()
@@ -324,14 +360,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without executing anything in it; raises `InvalidModel` where it is missing or damaged."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        content["network"]["config"] = {key: _frozen(value) for key, value in content["network"]["config"].items()}
+        content["network"]["config"] = frozen(content["network"]["config"])
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as error:
         raise InvalidModel(f"{path}: not a readable petavoxel checkpoint ({error})") from error
     return content
 
 
-def _frozen(value: object) -> object:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+def _trained(content: dict[str, Any], path: Path) -> Network:
+    network = build(read_config(**content["network"]))
+    try:
+        network.load_state_dict(content["state"])
+    except (KeyError, RuntimeError) as error:
+        raise InvalidModel(f"{path}: the checkpoint does not describe its network ({error})") from error
+    return network
+
+
+def _check(network: NetworkConfig, sampler: PatchSampler, options: LoopOptions) -> None:
+    inside = sampler.offsets == INSIDE
+    if network.out_channels != len(sampler.offsets) or not (inside or sampler.offsets[:3] == NEAREST):
+        raise InvalidConfig(
+            f"network: expected one channel per offset, the nearest neighbours first, or a single channel for "
+            f"{INSIDE}; got {network.out_channels} channels for {sampler.offsets}"
+        )
+    if any(extent % factor for extent, factor in zip(sampler.patch, network.divisor, strict=True)):
+        raise InvalidConfig(f"patch: expected multiples of {network.divisor}, got {sampler.patch}")
+    if any(extent <= 2 * m for extent, m in zip(sampler.patch, network.margin, strict=True)):
+        raise InvalidConfig(f"patch: expected more than twice the margin {network.margin}, got {sampler.patch}")
+    if options.maximin_weight and (inside or any(network.margin)):
+        raise InvalidConfig("training: maximin_weight is for affinities of networks without a margin")
 
 
 def _mean_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, share: Share) -> torch.Tensor:

@@ -163,9 +163,13 @@ def test_augmentation_is_the_identity_for_an_equivariant_network(
 ) -> None:
     import torch
 
+    from models.networks.family import Network
+    from models.networks.rsunet import RSUNetConfig
     from models.training.export import export_onnx
 
-    class Toy(torch.nn.Module):
+    class Toy(Network):
+        config = RSUNetConfig(3)
+
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             before = torch.nn.functional.pad(image, (1, 0, 1, 0, 1, 0))
             centre = before[:, :, 1:, 1:, 1:]

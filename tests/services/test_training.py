@@ -10,9 +10,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.errors import PetavoxelError
+from models.errors import InvalidVolume, PetavoxelError
 from models.training.loop import read_checkpoint
 from services.cli.train import train as command
+from services.training import TrainConfig
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -21,7 +22,7 @@ name: small
 voxel_size_nm: [10, 10, 10]
 train: [{image: "data.npz:raw", labels: "data.npz:labels", box: "0:24,0:30,0:30"}]
 validation: [{image: "data.npz:raw", labels: "data.npz:labels", box: "24:40,0:30,0:30"}]
-network: {preset: isotropic, widths: [4, 6]}
+network: {family: rsunet, preset: isotropic, widths: [4, 6]}
 patch: [16, 16, 16]
 seed: 3
 augmentation: {noise: 0.02}
@@ -95,6 +96,28 @@ def test_a_second_run_begins_with_the_weights_of_the_first_under_a_mask_and_keep
     assert not (data / "third").exists()
 
 
+def test_background_is_known_to_be_no_object_where_the_mask_allows(data: Path) -> None:
+    """Membranes that are annotated as such count as cut; labels and the mask go first."""
+    labels = np.zeros((4, 3, 4), np.uint64)
+    labels[..., 0] = 2**40
+    membrane = np.ones(labels.shape, bool)
+    membrane[..., 3] = False
+    mask = np.ones(labels.shape, np.uint8)
+    mask[0] = 0
+    np.savez(data / "truth.npz", raw=np.zeros(labels.shape, np.uint8), labels=labels, membrane=membrane, mask=mask)
+    parts = {"image": "raw", "labels": "labels", "background": "membrane", "mask": "mask"}
+    volume = ", ".join(f'{role}: "truth.npz:{name}"' for role, name in parts.items())
+    lines = [f"train: [{{{volume}}}]" if line.startswith("train:") else line for line in CONFIG.splitlines()]
+    (data / "background.yaml").write_text("\n".join(lines))
+    config = TrainConfig.read(data / "background.yaml")
+    (loaded,) = config.model_copy(update={"validation": config.train}).validation_volumes(data)
+    np.testing.assert_array_equal(loaded.labels[1:], np.broadcast_to([2**40, -1, -1, 0], (3, 3, 4)))
+    assert not loaded.labels[0].any()
+    np.savez(data / "truth.npz", raw=np.zeros(labels.shape, np.uint8), labels=labels, membrane=membrane[1:], mask=mask)
+    with pytest.raises(InvalidVolume, match="shape"):
+        config.model_copy(update={"validation": config.train}).validation_volumes(data)
+
+
 def test_preview_draws_the_augmentations_and_does_not_train(data: Path) -> None:
     done = train(data, CONFIG, "none", "--preview", str(data / "sheet.png"))
     assert done.returncode == 0, done.stderr
@@ -112,7 +135,7 @@ def test_mistakes_end_in_one_line(data: Path) -> None:
         (3, "missing.npz", CONFIG.replace("data.npz:raw", "missing.npz:raw")),
         (2, "patch", CONFIG.replace("[16, 16, 16]", "[16, 16, 24]")),
         (2, "boundary_target", CONFIG + "boundary_target: 0.7\n"),
-        (2, "schedule", CONFIG.replace("steps: 4", "steps: 4, schedule: plateau")),
+        (2, "schedule", CONFIG.replace("steps: 4", "steps: 4, schedule: linear")),
         (2, "at least", CONFIG.replace("[16, 16, 16]", "[64, 64, 64]")),
     ]
     for code, text, config in cases:
