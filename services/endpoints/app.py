@@ -19,7 +19,7 @@ from ray.serve.schema import ServeStatus
 from services.endpoints import logs, tracing
 from services.endpoints.api import create_api
 from services.endpoints.backend import Call
-from services.endpoints.catalog import Catalog
+from services.endpoints.catalog import Catalog, Entry
 from services.endpoints.config import ServeConfig
 from services.endpoints.gate import Gate
 from services.endpoints.pool import ModelPool, Segmenters
@@ -133,14 +133,18 @@ class Ingress:
         logs.configure(config.log_format)
         tracing.configure("ingress")
         self._config = config
-        self._catalog = Catalog(config.models, config.model_folder, config.rescan_s)
         self._gate = Gate(config.open_requests)
         limit = config.max_queued_requests + config.ongoing * config.replicas
         self._backend = Replicas(models, segmenters, limit)
+        self._catalog = Catalog(config.models, config.model_folder, config.rescan_s, self._probe)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         tokens = Tokens(self._config.tokens)
         return create_api(self._config, self._catalog, self._backend, self._gate, tokens, proxied=True)
+
+    async def _probe(self, entry: Entry) -> str | None:
+        problem = await self._backend.check(Call(entry, ""))
+        return None if problem is None else problem.detail
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for the open ones; returns how many are left after `timeout_s`."""

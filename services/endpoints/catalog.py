@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +32,30 @@ class Entry:
         """What tells it from all others, in routing, logs and metrics."""
         return f"{self.card.name}:{self.card.version}"
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """The same, also from a model that had this name and version before."""
+        return self.key, self.path, self.card.file.sha256
+
+
+Probe = Callable[[Entry], Awaitable[str | None]]
+"""Loads a model somewhere and runs it once; returns what is wrong with it, or None."""
+
 
 class Catalog:
     """Models by name and version; the first of the configuration is the default, and never empty.
 
-    `folder` holds further models, or a registry's names and versions, on a disk or a bucket (`infra.registry`). Raises
-    `NotFound` or `InvalidModel` for models of the configuration that cannot be served, `InvalidConfig` where two have
-    one name and version, and the errors of the store.
+    `folder` holds further models, or a registry's names and versions, on a disk or a bucket (`infra.registry`). A
+    version that appears there beside others becomes the one that is meant without a version when `probe` has loaded it,
+    so nobody waits for that, and a broken one never takes the place of one that works.
+
+    Raises `NotFound` or `InvalidModel` for models of the configuration that cannot be served, `InvalidConfig` where two
+    have one name and version, and the errors of the store.
     """
 
-    def __init__(self, models: Iterable[str], folder: str | None = None, rescan_s: float = 10.0) -> None:
+    def __init__(
+        self, models: Iterable[str], folder: str | None = None, rescan_s: float = 10.0, probe: Probe | None = None
+    ) -> None:
         self._fixed: dict[str, Entry] = {}
         for name in models:
             path = locate(name)
@@ -52,7 +66,8 @@ class Catalog:
         if folder is not None and "://" not in folder and not Path(folder).is_dir():
             raise InvalidConfig(f"model_folder: expected a folder, got {folder!r}")
         self._registry = None if folder is None else Registry(folder)
-        self._rescan_s = rescan_s
+        self._rescan_s, self._probe = rescan_s, probe
+        self._waiting: dict[tuple[str, str, str], str | None] = {}  # for their probe; what was wrong the last time
         self._scanned, self._known = 0.0, {}  # type: float, dict[str, tuple[str, Entry | None]]
         self._scanning: asyncio.Task[None] | None = None
         if self._registry is not None:
@@ -70,7 +85,7 @@ class Catalog:
         return self.entries[0]
 
     def find(self, name: str | None = None, version: str | None = None) -> Entry:
-        """A model; of several versions the highest. Raises `NotFound`, which lists what there is."""
+        """A model; of several versions the highest that works. Raises `NotFound`, which lists what there is."""
         if name is None and version is None:
             return self.default
         name = self.default.card.name if name is None else name
@@ -78,7 +93,8 @@ class Catalog:
         if not found:
             asked = name[:100] if version is None else f"{name[:100]} version {version[:50]}"
             raise NotFound(f"model {asked!r}: this server has {', '.join(self._entries)}")
-        return max(found, key=lambda entry: _version(entry.card.version))
+        ready = [entry for entry in found if entry.identity not in self._waiting]
+        return max(ready or found, key=lambda entry: _version(entry.card.version))
 
     def versions(self, name: str) -> tuple[str, ...]:
         """The versions of a model, lowest first; raises `NotFound` where there is none."""
@@ -99,10 +115,33 @@ class Catalog:
     async def _rescan(self, registry: Registry) -> None:
         try:
             await asyncio.to_thread(self._scan, registry)
-            self._entries = self._joined()
         except PetavoxelError as error:
             logger.error("model folder %s: %s", registry.url, error)
             self._scanned = time.monotonic()
+            return
+        joined = self._joined()
+        if self._probe is not None:
+            served = {entry.card.name for entry in self.entries}
+            new = [e.identity for key, e in joined.items() if self._entries.get(key) != e and e.card.name in served]
+            still = {entry.identity for entry in joined.values()} & self._waiting.keys()
+            self._waiting = dict.fromkeys(new) | {identity: self._waiting[identity] for identity in still}
+        self._entries = joined
+        if self._probe is not None:
+            for entry in [entry for entry in joined.values() if entry.identity in self._waiting]:
+                await self._try(entry, self._probe)
+
+    async def _try(self, entry: Entry, probe: Probe) -> None:
+        """Take a version that works out of the waiting ones."""
+        try:
+            wrong = await probe(entry)
+        except PetavoxelError as error:
+            wrong = str(error)
+        if wrong is None:
+            del self._waiting[entry.identity]
+            logger.info("model %s: works", entry.key)
+        elif wrong != self._waiting[entry.identity]:
+            self._waiting[entry.identity] = wrong
+            logger.error("model %s: not used unless it is asked for by version: %s", entry.key, wrong)
 
     def _scan(self, registry: Registry) -> None:
         """Read cards that are new or changed; a broken model is logged once and left out."""

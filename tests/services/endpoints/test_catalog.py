@@ -3,14 +3,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bucket_servers import GoogleServer, google_environment
 
+from infra.objects import Folder
+from infra.registry import Registry
 from models.catalog import CARD_NAME, Model
-from models.errors import InvalidConfig, InvalidModel, NotFound
-from services.endpoints.catalog import Catalog
+from models.errors import InvalidConfig, InvalidModel, NotFound, StorageFailed
+from services.endpoints.catalog import REFRESH_S, Catalog, Entry
 
 
 def test_versions_are_ordered_and_the_highest_is_meant(
@@ -66,3 +71,89 @@ def test_what_is_refused_at_the_start(model: Model, tmp_path: Path) -> None:
     (tmp_path / "cut" / "model.onnx").write_bytes(b"x")
     with pytest.raises(InvalidModel):
         Catalog([str(tmp_path / "cut")])
+
+
+def test_a_registry_on_a_bucket_is_followed_and_its_failures_change_nothing(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PETAVOXEL_MODEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PETAVOXEL_STORAGE_TIMEOUT_S", "3")
+    with GoogleServer(tmp_path / "bucket") as server:
+        server.make_bucket("models")
+        for name, value in google_environment(server.url).items():
+            monkeypatch.setenv(name, value)
+        registry = Registry("gs://models/registry")
+        registry.push(model, "1")
+        catalog = Catalog([f"{registry.url}/small@1"], registry.url, rescan_s=1e-9)
+
+        def versions() -> tuple[str, ...]:
+            asyncio.run(catalog.refresh())
+            return catalog.versions("small")
+
+        assert versions() == ("1",), "the same model in both places is one"
+        assert catalog.default.path == f"{registry.url}/small/1"
+        Folder(f"{registry.url}/small/3").write("model.onnx", model.onnx_path.read_bytes())
+        registry.push(model, "2")
+        assert versions() == ("1", "2"), "a push that has not ended is not there"
+        registry.push(model, "3")
+        assert versions() == ("1", "2", "3")
+        assert catalog.find("small") == Entry(replace(model.card, version="3"), f"{registry.url}/small/3")
+        Folder(f"{registry.url}/small/3").remove("model.onnx")
+        with caplog.at_level(logging.ERROR):
+            assert versions() == versions() == ("1", "2")
+        assert len([record for record in caplog.records if "left out" in record.message]) == 1
+        server.kill()
+
+        async def seconds() -> float:
+            began = time.monotonic()
+            await catalog.refresh()
+            await catalog.refresh()
+            return time.monotonic() - began
+
+        caplog.clear()
+        with caplog.at_level(logging.ERROR):
+            assert asyncio.run(seconds()) < 3 * REFRESH_S, "requests do not wait for a dead store"
+        assert catalog.versions("small") == ("1", "2"), "nor does it take a model away"
+        server.start()
+        registry.push(model, "4")
+        assert versions() == ("1", "2", "4")
+
+
+def test_a_new_version_is_meant_once_it_has_been_tried(
+    model: Model, put_model: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    put_model(folder, "small", "2")
+    wrong: dict[str, str | None] = {"small:4": "its weights are garbage"}
+    tried: list[str] = []
+
+    async def probe(entry: Entry) -> str | None:
+        tried.append(entry.key)
+        if wrong.get(entry.key) == "no replica":
+            raise StorageFailed("no replica")
+        return wrong.get(entry.key)
+
+    catalog = Catalog([str(model.folder)], str(folder), 1e-9, probe)
+    assert catalog.find("small").key == "small:2", "what was there at the start needs no probe"
+
+    def latest() -> str:
+        asyncio.run(catalog.refresh())
+        return catalog.find("small").key
+
+    put_model(folder, "small", "3")
+    put_model(folder, "new", "1")
+    assert latest() == latest() == "small:3"
+    assert tried == ["small:3"], "once; and a name that is new has nothing to fall back to"
+    put_model(folder, "small", "4")
+    with caplog.at_level(logging.ERROR):
+        assert latest() == latest() == "small:3"
+    assert len([record for record in caplog.records if "garbage" in record.message]) == 1
+    assert catalog.find("small", "4").key == "small:4"
+    assert catalog.versions("small") == ("1", "2", "3", "4")
+    wrong["small:4"] = "no replica"
+    assert latest() == "small:3"
+    wrong.clear()
+    assert latest() == "small:4"
+    shutil.rmtree(folder / "small-4")
+    assert latest() == "small:3"
