@@ -104,6 +104,38 @@ def test_a_run_stops_when_the_segmentation_gets_no_better_and_resumes_with_its_p
     assert second.stopped_early
 
 
+def test_the_rate_falls_where_the_segmentation_gets_no_better_and_resumes_with_the_same_bytes(
+    volume: LabelledVolume, tmp_path: Path
+) -> None:
+    options = {"schedule": "plateau", "plateau_patience": 2, "plateau_factor": 0.25, "learning_rate": 1e-12}
+    options |= {"validate_every": 1, "warmup_steps": 1, "frozen_fraction": 1.0, "weight_decay": 0.0}
+    straight = trainer(volume, 6, **options)
+    rates = [progress.learning_rate for progress in straight.run((volume,))]
+    # nothing is learnt: the first validation is the best, the third and the fifth are two more without gain
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-12, 2.5e-13, 2.5e-13, 6.25e-14], rel=1e-9)
+    options["learning_rate"] = 1e-2
+    whole = trainer(volume, 6, **options)
+    whole_rates = [progress.learning_rate for progress in whole.run((volume,))]
+    for stop in (2, 4):
+        first = trainer(volume, 6, **options)
+        for progress in first.run((volume,)):
+            if progress.step == stop:
+                first.save(tmp_path / "last.pt", NM, {})
+                break
+        second = trainer(volume, 6, **options)
+        second.resume(tmp_path / "last.pt")
+        assert [progress.learning_rate for progress in second.run((volume,))] == whole_rates[stop:]
+        assert state(second) == state(whole)
+
+
+def test_a_plateau_needs_validation_and_sound_options(volume: LabelledVolume) -> None:
+    with pytest.raises(InvalidConfig, match="validation"):
+        next(trainer(volume, 2, schedule="plateau").run())
+    for wrong in ({"plateau_patience": 0}, {"plateau_factor": 1.0}, {"schedule": "steps"}):
+        with pytest.raises(InvalidConfig, match="training"):
+            LoopOptions(steps=1, **wrong)  # type: ignore[arg-type]
+
+
 def test_maximin_loss_changes_what_is_learnt(volume: LabelledVolume) -> None:
     states = []
     for weight in (0.0, 1.0):
@@ -156,6 +188,14 @@ def test_wrong_inputs_are_refused(volume: LabelledVolume, tmp_path: Path) -> Non
 def test_networks_keep_the_extent_of_divisible_patches(config: RSUNetConfig) -> None:
     z, y, x = (2 * d for d in config.divisor)
     assert RSUNet(config).eval()(torch.zeros(1, 1, z, y, x)).shape == (1, 3, z, y, x)
+
+
+def test_a_planar_network_sees_each_section_alone() -> None:
+    network = RSUNet(RSUNetConfig.planar(3, (4, 6))).eval()
+    image = torch.rand(1, 1, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = network(image[:, :, 2:3])
+    assert torch.equal(network(image)[:, :, 2:3], alone)
+    assert not torch.equal(RSUNet(RSUNetConfig.anisotropic(3, (4, 6))).eval()(image)[:, :, 2:3], alone)
 
 
 @pytest.mark.parametrize("wrong", [{"widths": ()}, {"pooling": ()}, {"first_kernel": (2, 3, 3)}])
