@@ -26,6 +26,10 @@ class Server:
         return {child.pid for child in children if f"ServeReplica:petavoxel:{deployment}" in " ".join(child.cmdline())}
 
 
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""What puts HAProxy in the place of Ray's proxy; one such server per host, as some of its ports are fixed."""
+
+
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[Server]:
     """Start the command line on a free port, wait until it says that it is ready, stop it at the end."""
