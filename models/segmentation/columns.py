@@ -1,11 +1,12 @@
-"""Tables of the segmentation are dataclasses of arrays of one length; what all of them check stands here."""
+"""Tables of the segmentation are dataclasses of arrays of one length: what all check, and how they are stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from models.errors import InvalidVolume
 
@@ -20,3 +21,16 @@ def check_columns(table: object, columns: Mapping[str, DTypeLike], what: str) ->
                 f"{what}: expected {name} of {np.dtype(dtype)} and shape {(first.size,)}, "
                 f"got {array.dtype} of {array.shape}"
             )
+
+
+def stacked(parts: list[Any], columns: Iterable[str]) -> Iterator[NDArray[Any]]:
+    """The columns of several tables, at least one, stacked one by one.
+
+    `parts` is emptied: if nobody else holds the tables, a column of theirs is given back when it has been stacked, so
+    that large tables are not in memory twice.
+    """
+    waiting = [[getattr(part, name) for part in parts] for name in columns]
+    parts.clear()
+    waiting.reverse()
+    while waiting:
+        yield np.concatenate(waiting.pop())

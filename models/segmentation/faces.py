@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.segmentation.columns import check_columns
+from models.segmentation.columns import check_columns, stacked
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import distinct, relabelled
 
@@ -80,7 +80,7 @@ class FaceEdges:
             return cls(*(np.empty(0, dtype) for dtype in _FIELDS.values()))
         if len(tables) == 1:
             return tables[0]
-        return _aggregated(cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in _FIELDS)))
+        return _aggregated(cls(*stacked(tables, _FIELDS)))
 
     def on(self, axes: Iterable[int]) -> FaceEdges:
         """The rows of some of the faces."""

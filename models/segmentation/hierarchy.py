@@ -89,17 +89,19 @@ class HandedUp:
         return cls(frozen, linkage.waiting)
 
 
-def gathered(children: Sequence[HandedUp], inner: FaceEdges, outer_ids: Ids) -> HandedUp:
+def gathered(children: list[HandedUp], inner: FaceEdges, outer_ids: Ids) -> HandedUp:
     """What a node has to merge: all that its children hand up, and the edges between them.
 
     `inner`: rows of the faces between the children; `outer_ids`: ids at the node's open faces, of either side; the
-    segments among them are frozen, all others are free again.
+    segments among them are frozen, all others are free again. The list of children is emptied (see `sum_of_all`).
     """
     names = ("ids", "comparison_ids")
     ids, comparison = (np.concatenate([getattr(child.segments, name) for child in children]) for name in names)
     merged, firsts = np.unique(ids, return_index=True)
     segments = Segments(merged, comparison[firsts], np.isin(merged, outer_ids))
-    return HandedUp(segments, RegionGraph.sum_of([*(child.edges for child in children), inner.graph]))
+    graphs = [*(child.edges for child in children), inner.graph]
+    children.clear()
+    return HandedUp(segments, RegionGraph.sum_of_all(graphs))
 
 
 def single_chunk(graph: RegionGraph, ids: Ids, face_ids: Ids) -> HandedUp:

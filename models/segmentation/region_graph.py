@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidVolume
-from models.segmentation.columns import check_columns
+from models.segmentation.columns import check_columns, stacked
 from models.segmentation.hashing import hash_id, hash_pair
 from models.segmentation.jit import Number, kernel
 from models.segmentation.relabel import distinct, relabelled
@@ -29,6 +29,11 @@ _FIELDS = {
     "face_count": np.int64,
     "affinity_max": np.uint8,
 }
+_RULES = (
+    "0 < u < v in every edge",
+    "edges sorted by (u, v), each once",
+    "face counts of at least 1 and max <= sum <= count * max",
+)
 _Arrays = tuple[Ids, Ids, NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 _START = 1 << 12  # edges that the tables of a scan hold before they grow
 
@@ -50,14 +55,9 @@ class RegionGraph:
 
     def __post_init__(self) -> None:
         check_columns(self, _FIELDS, "region graph")
-        u, v = self.u, self.v
-        if not ((u > 0).all() and (u < v).all()):
-            raise InvalidVolume("region graph: expected 0 < u < v in every edge")
-        if not ((u[:-1] < u[1:]) | ((u[:-1] == u[1:]) & (v[:-1] < v[1:]))).all():
-            raise InvalidVolume("region graph: expected edges sorted by (u, v), each once")
-        total, faces, largest = self.affinity_sum, self.face_count, self.affinity_max
-        if not ((faces >= 1) & (total >= largest) & (total // np.maximum(faces, 1) <= largest)).all():
-            raise InvalidVolume("region graph: expected face counts of at least 1 and max <= sum <= count * max")
+        broken = _broken_rule(self.u, self.v, self.affinity_sum, self.face_count, self.affinity_max)
+        if broken < len(_RULES):
+            raise InvalidVolume(f"region graph: expected {_RULES[broken]}")
 
     def __len__(self) -> int:
         return int(self.u.size)
@@ -82,10 +82,16 @@ class RegionGraph:
     @classmethod
     def sum_of(cls, graphs: Iterable[RegionGraph]) -> RegionGraph:
         """The exact sum: edges of the same pair add sums and counts and keep the largest affinity."""
-        parts = [graph for graph in graphs if len(graph)]
-        if len(parts) < 2:
-            return parts[0] if parts else cls.empty()
-        return cls.aggregated(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
+        return cls.sum_of_all([graph for graph in graphs if len(graph)])
+
+    @classmethod
+    def sum_of_all(cls, graphs: list[RegionGraph]) -> RegionGraph:
+        """As `sum_of`; the list is emptied, and the memory of graphs that nobody else holds given back on the way."""
+        if len(graphs) < 2:
+            return graphs.pop() if graphs else cls.empty()
+        u, v, total, faces, largest = stacked(graphs, _FIELDS)
+        order = np.lexsort((v, u))
+        return cls(*_add_runs(u, v, total, faces, largest, order, order))
 
     @classmethod
     def aggregated(
@@ -97,11 +103,11 @@ class RegionGraph:
         affinity_max: NDArray[np.uint8],
     ) -> RegionGraph:
         """The graph of rows in any order and direction, pairs repeated or not; u = v and id 0 are dropped."""
-        keep = (u != v) & (u != 0) & (v != 0)
-        rows = (np.minimum(u, v), np.maximum(u, v), affinity_sum, face_count, affinity_max)
-        u, v, total, faces, largest = (array[keep] for array in rows)
+        kept = np.flatnonzero((u != v) & (u != 0) & (v != 0))
+        u, v = u[kept], v[kept]
+        u, v = np.minimum(u, v), np.maximum(u, v)
         order = np.lexsort((v, u))
-        return cls(*_add_runs(u, v, total, faces, largest, order))
+        return cls(*_add_runs(u, v, affinity_sum, face_count, affinity_max, order, kept[order]))
 
     def relabelled(self, keys: Ids, values: Ids) -> RegionGraph:
         """The graph of the segments that a map makes of these: edges within a segment vanish, parallel ones add up.
@@ -170,6 +176,22 @@ def _sorted(rows: Ids) -> RegionGraph:
 
 
 @kernel
+def _broken_rule(
+    u: Ids, v: Ids, total: NDArray[np.int64], faces: NDArray[np.int64], largest: NDArray[np.uint8]
+) -> Number:
+    """The first of `_RULES` that an edge breaks, their number where none does; without arrays in between."""
+    broken = 3
+    for i in range(u.size):
+        if u[i] == 0 or u[i] >= v[i]:
+            return 0
+        if i > 0 and (u[i - 1] > u[i] or (u[i - 1] == u[i] and v[i - 1] >= v[i])):
+            broken = min(broken, 1)
+        if faces[i] < 1 or total[i] < largest[i] or total[i] // faces[i] > largest[i]:
+            broken = min(broken, 2)
+    return broken
+
+
+@kernel
 def _add_runs(
     u: Ids,
     v: Ids,
@@ -177,8 +199,9 @@ def _add_runs(
     faces: NDArray[np.int64],
     largest: NDArray[np.uint8],
     order: NDArray[np.int64],
+    rows: NDArray[np.int64],
 ) -> _Arrays:
-    """Add up rows that follow each other in `order` and have one pair."""
+    """Add up rows that follow each other in `order` and have one pair; `rows`: where their figures are."""
     runs = 0
     for i in range(order.size):
         runs += i == 0 or u[order[i]] != u[order[i - 1]] or v[order[i]] != v[order[i - 1]]
@@ -186,10 +209,12 @@ def _add_runs(
     new_total, new_faces = np.zeros(runs, np.int64), np.zeros(runs, np.int64)
     new_largest = np.zeros(runs, np.uint8)
     run = -1
-    for row in order:
+    for i in range(order.size):
+        row = order[i]
         if run < 0 or u[row] != new_u[run] or v[row] != new_v[run]:
             run += 1
             new_u[run], new_v[run] = u[row], v[row]
+        row = rows[i]
         new_total[run] += total[row]
         new_faces[run] += faces[row]
         new_largest[run] = max(new_largest[run], largest[row])

@@ -22,13 +22,14 @@ meanwhile; as long as it is small, when each came decides what comes after, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InvalidInput, InvalidVolume
+from models.segmentation.columns import stacked
 from models.segmentation.jit import Number, kernel
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.relabel import distinct, indices_of
@@ -102,25 +103,45 @@ def basins_of(ids: Ids, voxels: NDArray[np.int64], open_ids: Ids) -> Basins:
     return Basins(ids, ids, voxels, np.isin(ids, open_ids))
 
 
-def gathered_basins(basins: Sequence[Basins], edges: Sequence[BasinEdges], open_ids: Ids) -> tuple[Basins, BasinEdges]:
+def gathered_basins(basins: list[Basins], edges: list[BasinEdges], open_ids: Ids) -> tuple[Basins, BasinEdges]:
     """What several parts hand up, as one part: rows of one basin and of one edge are joined.
 
     `open_ids`: ids at the faces of the whole, of either side; the basins among them are open, all others no longer.
+    Both lists are emptied: what nobody else holds is given back on the way (see `stacked`).
     """
-    ids, labels, voxels = (np.concatenate([getattr(part, name) for part in basins]) for name in _SUMMED)
+    ids, labels, voxels = stacked(basins, _SUMMED)
     merged = distinct(ids)
     rows = indices_of(ids, merged)
     total = np.zeros(merged.size, np.int64)
     np.add.at(total, rows, voxels)
     smallest = np.full(merged.size, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, rows, labels)
-    every = BasinEdges(*(np.concatenate([getattr(part, field.name) for part in edges]) for field in fields(BasinEdges)))
+    del ids, labels, voxels, rows
+    every = list(stacked(edges, ("joined", "affinity", "v", "u", "second", "first")))
     # The best row of an edge first; an edge between two open supervoxels has one in each part.
-    order = np.lexsort((~every.joined, 255 - every.affinity, every.v, every.u))
-    every = every.selected(order)
-    new = np.ones(len(every), np.bool_)
-    new[1:] = (every.u[1:] != every.u[:-1]) | (every.v[1:] != every.v[:-1])
-    return Basins(merged, smallest, total, np.isin(merged, open_ids)), every.selected(new)
+    order = _first_rows(np.lexsort((~every[0], 255 - every[1], every[2], every[3])), every[3], every[2])
+    joined, affinity, v, u, second, first = (_picked(every, place, order) for place in range(6))
+    kept = BasinEdges(first, second, u, v, affinity, joined)
+    return Basins(merged, smallest, total, np.isin(merged, open_ids)), kept
+
+
+def _picked(columns: list[Any], place: int, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a column, which is given back."""
+    column, columns[place] = columns[place], None
+    picked: NDArray[Any] = column[rows]
+    return picked
+
+
+@kernel
+def _first_rows(order: NDArray[np.int64], u: Ids, v: Ids) -> NDArray[np.int64]:
+    """Of rows that follow each other in `order` and have one pair the first; `order` is overwritten."""
+    count = 0
+    for i in range(order.size):
+        row = order[i]
+        if count == 0 or u[row] != u[order[count - 1]] or v[row] != v[order[count - 1]]:
+            order[count] = row
+            count += 1
+    return order[:count]
 
 
 _SUMMED = ("ids", "labels", "voxels")
@@ -138,11 +159,11 @@ def merge_small_basins(basins: Basins, edges: BasinEdges, *, size_threshold: int
     if not (isinstance(min_affinity, int | np.integer) and 1 <= min_affinity <= 255):
         raise InvalidInput(f"min affinity: expected an integer from 1 to 255, got {min_affinity!r}")
     u, v = edges.u, edges.v
-    if not ((u[:-1] < u[1:]) | ((u[:-1] == u[1:]) & (v[:-1] < v[1:]))).all():
+    if not _sorted_pairs(u, v):
         raise InvalidVolume("edges: expected them sorted by (u, v), each pair once")
     first, second = (indices_of(ids, basins.ids) for ids in (edges.first, edges.second))
-    order = np.argsort(255 - edges.affinity, kind="stable")
-    order = order[edges.affinity[order] >= min_affinity]
+    order = np.flatnonzero(edges.affinity >= min_affinity)
+    order = order[np.argsort(255 - edges.affinity[order], kind="stable")]
     groups, places, pending, fates = _join_all(
         order, first, second, edges.joined, basins.voxels, basins.open, np.int64(size_threshold)
     )
@@ -159,6 +180,14 @@ def merge_small_basins(basins: Basins, edges: BasinEdges, *, size_threshold: int
     here, there = (basins.ids[places[side[kept]]] for side in (first, second))
     rest = BasinEdges(here, there, u[kept], v[kept], edges.affinity[kept], joined)
     return SmallBasins(basins.ids, values, left, rest.selected(np.lexsort((rest.v, rest.u))))
+
+
+@kernel
+def _sorted_pairs(u: Ids, v: Ids) -> bool:
+    wrong = 0
+    for i in range(1, u.size):
+        wrong += u[i - 1] > u[i] or (u[i - 1] == u[i] and v[i - 1] >= v[i])
+    return wrong == 0
 
 
 @kernel

@@ -12,10 +12,11 @@ from infra.chunk_map import ChunkFunction, Report
 from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.faces import FaceEdges
-from models.segmentation.hierarchy import IdMap, inner_axes, outer_axes, resolved
+from models.segmentation.hierarchy import IdMap, resolved
 from models.segmentation.small_basins import BasinEdges, Basins, basins_of, gathered_basins, merge_small_basins
 from services.run import Run
 from services.stages.node_tables import (
+    node_faces,
     own_and_upper_faces,
     read_graph,
     read_map,
@@ -53,17 +54,15 @@ def basins_up(run: Run, level: int) -> ChunkFunction:
     ledger = run.ledger("basins", f"up_{level}")
 
     def apply(node: Chunk) -> Report:
-        children = tree.children(level, node)
-        own, upper = own_and_upper_faces(tree, faces_below, level, children, node)
-        inner = FaceEdges.joined(faces.on(inner_axes(child)) for faces, child in zip(own, children, strict=True))
-        lower = FaceEdges.joined(faces.on(outer_axes(child)) for faces, child in zip(own, children, strict=True))
-        left = [_read(run, level - 1, child) for child in children]
-        edges = [*(part[1] for part in left), BasinEdges.of(inner.graph)]
-        touching = FaceEdges.joined([lower, *upper]).ids
-        basins, joined = gathered_basins([part[0] for part in left], edges, touching)
+        inner, lower, touching = node_faces(tree, faces_below, level, node)
         outputs = [write_faces(work, f"faces/{level}/{node.name}", lower)]
-        ledger.mark(node, outputs + _decide(run, level, node, basins, joined))
-        return _figures(basins, joined)
+        below = [f"left/{level - 1}/{child.name}" for child in tree.children(level, node)]
+        parts = [read_rows(work, f"{name}.basins", Basins) for name in below]
+        edges_of_parts = [*(read_rows(work, f"{name}.edges", BasinEdges) for name in below), BasinEdges.of(inner.graph)]
+        del inner, lower  # a large node needs their memory
+        basins, edges = gathered_basins(parts, edges_of_parts, touching)
+        ledger.mark(node, outputs + _decide(run, level, node, basins, edges))
+        return _figures(basins, edges)
 
     return apply
 
@@ -104,12 +103,6 @@ def _decide(run: Run, level: int, node: Chunk, basins: Basins, edges: BasinEdges
         write_rows(work, f"left/{place}.basins", done.basins),
         write_rows(work, f"left/{place}.edges", done.edges),
     ]
-
-
-def _read(run: Run, level: int, node: Chunk) -> tuple[Basins, BasinEdges]:
-    work = run.folder / "work" / PLACE
-    place = f"left/{level}/{node.name}"
-    return read_rows(work, f"{place}.basins", Basins), read_rows(work, f"{place}.edges", BasinEdges)
 
 
 def _final(run: Run, level: int, node: Chunk) -> IdMap:

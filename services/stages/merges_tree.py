@@ -12,11 +12,12 @@ from infra.written import Written
 from models.geometry import Chunk
 from models.segmentation.agglomeration import agglomerate
 from models.segmentation.faces import FaceEdges
-from models.segmentation.hierarchy import HandedUp, IdMap, gathered, inner_axes, outer_axes, resolved, single_chunk
+from models.segmentation.hierarchy import HandedUp, IdMap, gathered, resolved, single_chunk
 from models.segmentation.merge_tree import cut
 from models.segmentation.relabel import distinct
 from services.run import Run
 from services.stages.node_tables import (
+    node_faces,
     own_and_upper_faces,
     read_graph,
     read_handed_up,
@@ -55,13 +56,10 @@ def merges_up(run: Run, level: int) -> ChunkFunction:
     ledger = run.ledger("merges", f"up_{level}")
 
     def apply(node: Chunk) -> Report:
-        children = tree.children(level, node)
-        own, upper = own_and_upper_faces(tree, work / f"faces/{level - 1}", level, children, node)
-        inner = FaceEdges.joined(faces.on(inner_axes(child)) for faces, child in zip(own, children, strict=True))
-        lower = FaceEdges.joined(faces.on(outer_axes(child)) for faces, child in zip(own, children, strict=True))
-        left = [read_handed_up(work, f"left/{level - 1}/{child.name}") for child in children]
-        start = gathered(left, inner, FaceEdges.joined([lower, *upper]).ids)
+        inner, lower, touching = node_faces(tree, work / f"faces/{level - 1}", level, node)
         outputs = [write_faces(work, f"faces/{level}/{node.name}", lower)]
+        left = [read_handed_up(work, f"left/{level - 1}/{child.name}") for child in tree.children(level, node)]
+        start = gathered(left, inner, touching)
         ledger.mark(node, outputs + _merge(run, level, node, start))
         return _figures(start)
 

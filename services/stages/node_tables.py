@@ -14,7 +14,7 @@ from infra.written import Written
 from models.geometry import Chunk
 from models.octree import Octree
 from models.segmentation.faces import FaceEdges
-from models.segmentation.hierarchy import HandedUp, IdMap
+from models.segmentation.hierarchy import HandedUp, IdMap, inner_axes, outer_axes
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.region_graph import RegionGraph
 from models.segmentation.segments import Segments
@@ -115,6 +115,20 @@ def own_and_upper_faces(
         others = tree.children_beyond(level, node, axis) if level else [after] if after else []
         upper += [read_faces(folder, other.name, (axis,)) for other in others]
     return own, upper
+
+
+def node_faces(
+    tree: Octree, folder: Folder, level: int, node: Chunk
+) -> tuple[FaceEdges, FaceEdges, NDArray[np.uint64]]:
+    """Face edges of a node of `level`, 1 to the root's; `folder` holds those of its children's level.
+
+    Returns what lies between its children, what lies at its own lower faces, and the ids at its open faces, sorted.
+    """
+    children = tree.children(level, node)
+    own, upper = own_and_upper_faces(tree, folder, level, children, node)
+    inner = FaceEdges.joined(faces.on(inner_axes(child)) for faces, child in zip(own, children, strict=True))
+    lower = FaceEdges.joined(faces.on(outer_axes(child)) for faces, child in zip(own, children, strict=True))
+    return inner, lower, FaceEdges.joined([lower, *upper]).ids
 
 
 def _file(name: str) -> str:
