@@ -48,7 +48,11 @@ def segment_box(
 
 
 def compile_kernels() -> None:
-    """Compile, or load from the cache, all kernels that `segment_box` needs, so that the first request need not."""
+    """Compile, or load from the cache, all kernels that `segment_box` needs, so that the first request need not.
+
+    That is those for arrays that cannot be written to, which is how they come out of Ray's object store.
+    """
     affinities = np.random.default_rng(0).integers(1, 256, (3, 8, 8, 8), dtype=np.uint8)
+    affinities.setflags(write=False)
     settings = SegmentSettings(basin_voxels=2)
     segment_box(affinities, NEAREST, Box.from_shape((8, 8, 8)), (8, 8, 8), settings)
