@@ -59,7 +59,9 @@ RUN pip install -q --no-build-isolation --no-deps --no-cache-dir -e /opt/petavox
 USER 1000:100
 WORKDIR /home/ray
 # Runs everything once: what is compiled stays in the image, and an image that cannot segment is not built.
-RUN petavoxel demo /tmp/demo && rm -rf /tmp/*
+RUN petavoxel demo /tmp/demo \
+    && python3 -c "from services.endpoints.segmentation import compile_kernels; compile_kernels()" \
+    && rm -rf /tmp/*
 ENTRYPOINT ["tini", "--"]
 CMD ["petavoxel", "--help"]
 LABEL org.opencontainers.image.title=petavoxel org.opencontainers.image.licenses="Apache-2.0 AND GPL-3.0-or-later"
