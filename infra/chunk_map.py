@@ -159,9 +159,9 @@ def _window(
         rows = [state.row() for state in left.values()]
         pump = _Pump(_dataset(rows, size, make, arguments, replace(placement, prefetch=first and placement.prefetch)))
         yield from _round(left, pump, placement)
-        moved = len(left) < before
+        moved = len(left) < before or any(state.started for state in left.values())
         alone = not pump.error and size == 1 and not (first and placement.stateful)
-        for state in [state for state in left.values() if state.started or alone]:
+        for state in [state for state in left.values() if state.blamed or alone]:
             state.deaths += 1
             moved = True
             if state.deaths >= placement.tries:
@@ -178,11 +178,15 @@ def _window(
 
 @dataclass
 class _Chunk:
-    """A chunk that has not ended: how often its worker died, and who had it last in this round."""
+    """A chunk that has not ended: how often its worker died, and who had it last in this round.
+
+    `blamed`: it was the only one that its worker had begun with.
+    """
 
     chunk: Chunk
     deaths: int = 0
     started: bool = False
+    blamed: bool = False
     worker: str = "a worker that never answered"
 
     def row(self) -> dict[str, str]:
@@ -205,7 +209,7 @@ def _death(state: _Chunk, placement: Placement) -> str:
 def _round(left: dict[str, _Chunk], pump: _Pump, placement: Placement) -> Iterator[Event]:
     """Run all chunks that are left once; what ended is taken out of `left`, what was lost stays."""
     for state in left.values():
-        state.started = False
+        state.started = state.blamed = False
     running: set[str] = set()
     last = time.monotonic()
     try:
@@ -223,7 +227,8 @@ def _round(left: dict[str, _Chunk], pump: _Pump, placement: Placement) -> Iterat
                 continue
             state = left[name]
             if message["kind"] == "started":
-                state.started, state.worker = True, f"process {message['pid']} on {message['host']}"
+                state.started, state.blamed = True, message["alone"]
+                state.worker = f"process {message['pid']} on {message['host']}"
                 running.add(name)
                 yield Started(state.chunk, message["host"], message["pid"])
                 continue

@@ -1,7 +1,8 @@
 """The worker's side of `map_chunks`: applies a stage's function to chunks and tells what becomes of each.
 
 Rows travel as JSON in one column. A worker says that a chunk has begun before it begins, so that the driver knows what
-was being worked on when a worker dies, and who is to blame.
+was being worked on when a worker dies, and who is to blame. A row costs the driver some milliseconds, so quick chunks
+share theirs; which of them killed the worker shows when they are run again, one to a task.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from models.geometry import Box, Chunk
 
 logger = logging.getLogger(__name__)
 
+QUIET_S = 0.5
+"""How long a worker is silent at most while it does quick chunks."""
 Report = dict[str, Any]
 ChunkFunction = Callable[[Chunk], Report]
 Message = dict[str, Any]
@@ -53,23 +56,40 @@ class Worker:
     def __init__(self, make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], rules: Rules) -> None:
         self._make, self._arguments, self._rules = make, arguments, rules
         self._apply: ChunkFunction | None = None
+        self._place = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
-        """Rows of what happened last: that a chunk has begun, its report or error, often with the next one's begin."""
-        worker = {"host": socket.gethostname(), "pid": os.getpid()}
-        happened: list[Message] = []
+        """Rows of what happened last: that chunks have begun, their reports or errors, often with the next ones' begin.
+
+        Chunks that take less than `QUIET_S` are announced several at a time, and told of together.
+        """
         rows = [json.loads(str(text)) for text in batch["row"]]
         chunks = [Chunk(tuple(row["index"]), Box.parse(row["box"])) for row in rows]
-        for row, chunk, following in zip(rows, chunks, [*chunks[1:], None], strict=True):
-            yield _row([*happened, _message("started", chunk, **worker)])
-            spent = time.process_time()
-            with metered() as requests:
-                happened = [self._work(chunk, following, int(row["try"]))]
-            if happened[0]["kind"] == "done":
-                report = happened[0]["report"]
-                report["cpu_seconds"] = time.process_time() - spent
-                report |= {f"io_{name}": value for name, value in requests.items() if value}
+        happened: list[Message] = []
+        at, size = 0, 1
+        while at < len(chunks):
+            group = range(at, min(at + size, len(chunks)))
+            yield _row([*happened, *(_message("started", chunks[i], **self._place, alone=size == 1) for i in group)])
+            happened, began, told = [], time.monotonic(), time.monotonic()
+            for i in group:
+                following = chunks[i + 1] if i + 1 < len(chunks) else None
+                happened.append(self._metered(chunks[i], following, int(rows[i]["try"])))
+                if time.monotonic() - told > QUIET_S and i != group[-1]:
+                    yield _row(happened)
+                    happened, told = [], time.monotonic()
+            at, each = group.stop, (time.monotonic() - began) / len(group)
+            size = max(1, int(QUIET_S / max(each, 0.001)))
         yield _row(happened)
+
+    def _metered(self, chunk: Chunk, following: Chunk | None, first: int) -> Message:
+        """Do a chunk, and add to its report what it took."""
+        spent = time.process_time()
+        with metered() as requests:
+            message = self._work(chunk, following, first)
+        if message["kind"] == "done":
+            message["report"]["cpu_seconds"] = time.process_time() - spent
+            message["report"] |= {f"io_{name}": value for name, value in requests.items() if value}
+        return message
 
     def _work(self, chunk: Chunk, following: Chunk | None, first: int) -> Message:
         """Do a chunk; `following` is the one that this worker will do next, if that is known."""

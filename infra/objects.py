@@ -66,6 +66,10 @@ class Folder:
             raise NotFound(f"{self.at(name)}: not there")
         return content
 
+    def size(self, name: str) -> int | None:
+        """Bytes of one object, None where there is none."""
+        return self._objects().size(name)
+
     def exists(self, name: str) -> bool:
         """Whether the object is there; a store that cannot be asked is an error, not a no."""
         return self._objects().read(name) is not None

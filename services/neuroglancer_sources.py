@@ -1,4 +1,4 @@
-"""Volumes and skeletons as the sources that Neuroglancer's Python server asks for; x, y, z inside this file only."""
+"""Volumes as sources for Neuroglancer, its client's or its Python server's; x, y, z inside this file only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 import neuroglancer
 import numpy as np
 from neuroglancer.local_volume import MeshesNotSupportedForVolume
-from neuroglancer.skeleton import Skeleton as ViewerSkeleton
-from neuroglancer.skeleton import SkeletonSource, VertexAttributeInfo
 from numpy.typing import NDArray
 
-from infra.skeletons import PrecomputedSkeletons
+from infra.objects import Folder
 from infra.volumes import Volume
-from models.errors import NotFound
+from infra.volumes.location import Location
+from infra.volumes.ome import multiscale_of, placement
 from models.geometry import Box, Triple, VoxelSize
 
 _NAMES = ["x", "y", "z"]
@@ -49,18 +48,26 @@ class _Labels(neuroglancer.LocalVolume):  # type: ignore[misc]
         raise MeshesNotSupportedForVolume
 
 
-class _Skeletons(SkeletonSource):  # type: ignore[misc]
-    def __init__(self, store: PrecomputedSkeletons) -> None:
-        super().__init__(space((1.0, 1.0, 1.0)))  # vertices are in nm
-        self.vertex_attributes["radius"] = VertexAttributeInfo(np.float32, 1)
-        self._store = store
+def client_format(volume: Volume) -> str | None:
+    """The format in which the client reads a volume by itself, with all its levels; None where it cannot.
 
-    def get_skeleton(self, object_id: int) -> Any:
-        try:
-            skeleton = self._store.read(object_id)
-        except NotFound:
-            return None
-        return ViewerSkeleton(skeleton.vertices[:, ::-1], skeleton.edges, {"radius": skeleton.radii})
+    It can where the volume's own metadata say where it lies, which a voxel size that was given on opening does not.
+    """
+    location = volume.location
+    if volume.info.dtype.name not in _VIEWABLE or volume.level:
+        return None
+    if volume.format == "precomputed":
+        return "precomputed"
+    if volume.format != "zarr":
+        return None
+    folder = Folder(str(Location(location.scheme, location.path)))
+    for name, zarr_format in (("zarr.json", "zarr3"), (".zattrs", "zarr2")):
+        if folder.exists(name):
+            found = folder.read_json(name)
+            multiscale = multiscale_of(found.get("attributes", {}) if name == "zarr.json" else found)
+            placed = {} if multiscale is None else placement(multiscale, 0, volume.url)
+            return zarr_format if placed.get("voxel_size_nm") == volume.info.voxel_size_nm else None
+    return None
 
 
 def image_source(image: Volume, voxel_size_nm: VoxelSize, offset_voxels: Triple) -> Any:
@@ -76,8 +83,3 @@ def segmentation_source(labels: Volume, voxel_size_nm: VoxelSize, offset_voxels:
     """A source for a segmentation layer, with ids as uint64."""
     array = LazyArray(labels, np.dtype(np.uint64))
     return _Labels(array, space(voxel_size_nm), volume_type="segmentation", voxel_offset=offset_voxels[::-1])
-
-
-def skeleton_source(url: str) -> Any:
-    """A source of skeletons for a segmentation layer; ids without a skeleton have none."""
-    return _Skeletons(PrecomputedSkeletons(url))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ _PICTURE_VOXELS = 1024  # a picture of a larger volume shows this much of its mi
 class Scene:
     """What is to be seen. `box` is the part of the image that the segmentation covers, in the image's voxels.
 
-    The first voxel of `segmentation` is the first of `box`. `skeletons` is the URL of precomputed skeletons in nm.
+    The first voxel of `segmentation` is the first of `box`. `skeletons` and `meshes` are URLs of precomputed ones.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Scene:
     image: Volume | None = None
     segmentation: Volume | None = None
     skeletons: str | None = None
+    meshes: str | None = None
 
     @property
     def offset_voxels(self) -> Triple:
@@ -100,12 +102,13 @@ def write_picture(scene: Scene, path: str | Path) -> str:
 def start_viewer(scene: Scene, *, port: int = 0, host: str = "127.0.0.1") -> Any:
     """Serve the scene with Neuroglancer's own server and return its viewer; `str(viewer)` is the URL to open.
 
-    `port` 0 takes a free one. The server runs in a thread of this process until `neuroglancer.stop()`. Raises
-    `InvalidInput` where the port is taken.
+    What the client reads by itself, OME-Zarr and precomputed with all levels, it gets as it is stored (see
+    `services.object_routes`); other formats are sliced here. `port` 0 takes a free one. The server runs in a thread of
+    this process until `neuroglancer.stop()`. Raises `InvalidInput` where the port is taken.
     """
     import neuroglancer
 
-    from services.neuroglancer_sources import image_source, segmentation_source, skeleton_source, space
+    from services.neuroglancer_sources import image_source, segmentation_source, space
 
     neuroglancer.set_server_bind_address(host, port)
     try:
@@ -113,18 +116,19 @@ def start_viewer(scene: Scene, *, port: int = 0, host: str = "127.0.0.1") -> Any
     except OSError as error:
         raise InvalidInput(f"port: expected a free one on {host}, got {port} ({error.strerror})") from error
     corner = [a + b for a, b in zip(scene.offset_voxels, scene.box.start, strict=True)]
+    direct = _direct_sources(scene, str(viewer))
     with viewer.txn() as state:
         state.dimensions = space(scene.voxel_size_nm)
         if scene.image is not None:
             state.layers["image"] = neuroglancer.ImageLayer(
-                source=image_source(scene.image, scene.voxel_size_nm, scene.offset_voxels),
+                source=direct.get("image") or image_source(scene.image, scene.voxel_size_nm, scene.offset_voxels),
                 shader=_shader(scene),
             )
         sources = []
         if scene.segmentation is not None:
-            sources.append(segmentation_source(scene.segmentation, scene.voxel_size_nm, _three(corner)))
-        if scene.skeletons is not None:
-            sources.append(skeleton_source(scene.skeletons))
+            own = segmentation_source(scene.segmentation, scene.voxel_size_nm, _three(corner))
+            sources = [direct.get("segmentation") or own]
+        sources += [direct[name] for name in ("skeletons", "meshes") if name in direct]
         if sources:
             state.layers["segmentation"] = neuroglancer.SegmentationLayer(source=sources)
             state.layers["segmentation"].segments = _largest(scene)
@@ -137,6 +141,29 @@ def start_viewer(scene: Scene, *, port: int = 0, host: str = "127.0.0.1") -> Any
         )
         state.layout = "4panel"
     return viewer
+
+
+def _direct_sources(scene: Scene, viewer_url: str) -> dict[str, str]:
+    """URLs that the client reads by itself, by layer."""
+    from neuroglancer import server
+
+    from services.neuroglancer_sources import client_format
+    from services.object_routes import add_objects
+
+    volumes = {"image": scene.image, "segmentation": scene.segmentation}
+    formats = {name: client_format(volume) for name, volume in volumes.items() if volume is not None}
+    places = {name: _store(volume) for name, volume in volumes.items() if volume is not None and formats[name]}
+    for name, url in (("skeletons", scene.skeletons), ("meshes", scene.meshes)):
+        if url is not None:
+            places[name], formats[name] = url, "precomputed"
+    path = add_objects(server.global_server.app, places)
+    origin = "{0.scheme}://{0.netloc}".format(urlsplit(viewer_url))
+    return {name: f"{formats[name]}://{origin}{path}/{name}" for name in places}
+
+
+def _store(volume: Volume) -> str:
+    """The prefix that a volume lies below, without its format."""
+    return str(Location(volume.location.scheme, volume.location.path))
 
 
 def _scene_of_run(folder: Folder, segmentation: str | None) -> Scene:
@@ -159,8 +186,11 @@ def _scene_of_run(folder: Folder, segmentation: str | None) -> Scene:
     if voxel_size is None:
         raise InvalidVolume(f"{labels.url}: its voxel size is not known")
     skeletons = next((s for s in ("skeletons/precomputed", "precomputed") if (folder / s).exists("info")), None)
+    meshes = "meshes/precomputed" if (folder / "meshes/precomputed").exists("info") else None
     z, y, x = voxel_size
-    return Scene(folder.url, box, (z, y, x), image, labels, skeletons and folder.at(skeletons))
+    return Scene(
+        folder.url, box, (z, y, x), image, labels, skeletons and folder.at(skeletons), meshes and folder.at(meshes)
+    )
 
 
 def _labels(url: str, shapes: tuple[Triple, ...] | None) -> Volume:

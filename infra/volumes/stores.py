@@ -163,6 +163,19 @@ class Objects:
                 return self.read(name) == data
             return True
 
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        with storage_errors(self._where(name)):
+            try:
+                if self._fs is None:
+                    count("head")
+                    status = os.stat(self._path(name))
+                    return status.st_size if stat.S_ISREG(status.st_mode) else None
+                known = self._call("info", self._path(name))
+                return int(known["size"]) if known["type"] == "file" else None
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     def below(self, depth: int) -> dict[str, tuple[int, str]]:
         """Every object at most `depth` names below the location: its size, and what changes when it is replaced."""
         with storage_errors(self._where("")):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,36 @@ def told(apply: Callable[[Chunk], dict[str, Any]], chunks: int = 1, first: int =
     return [message for answer in answers for message in json.loads(str(answer["row"][0]))]
 
 
-def test_a_chunk_is_announced_before_it_is_done() -> None:
-    kinds = [(message["kind"], message["chunk"]) for message in told(lambda chunk: {"voxels": chunk.box.size}, 2)]
+def test_a_chunk_is_announced_before_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.chunk_worker.QUIET_S", 0.0)
+    messages = told(lambda chunk: {"voxels": chunk.box.size}, 2)
+    kinds = [(message["kind"], message["chunk"]) for message in messages]
     assert kinds == [("started", "0_0_0"), ("done", "0_0_0"), ("started", "1_0_0"), ("done", "1_0_0")]
+    assert [message["alone"] for message in messages if message["kind"] == "started"] == [True, True]
+
+
+def test_quick_chunks_share_their_rows() -> None:
+    rows = [json.dumps({"index": [i, 0, 0], "box": f"{i}:{i + 1},0:2,0:3", "try": 1}) for i in range(200)]
+    answers = [
+        json.loads(str(answer["row"][0])) for answer in Worker(lambda: lambda _: {}, (), RULES)({"row": np.array(rows)})
+    ]
+    assert len(answers) < 20
+    begun, done = set(), set()
+    for message in (message for answer in answers for message in answer):
+        (begun if message["kind"] == "started" else done).add(message["chunk"])
+        assert done <= begun
+    assert len(done) == 200
+
+
+def test_a_slow_chunk_among_quick_ones_is_told_of_at_once() -> None:
+    def apply(chunk: Chunk) -> dict[str, Any]:
+        time.sleep(0.7 if chunk.index[0] == 5 else 0)
+        return {}
+
+    rows = [json.dumps({"index": [i, 0, 0], "box": f"{i}:{i + 1},0:2,0:3", "try": 1}) for i in range(20)]
+    answers = [json.loads(str(a["row"][0])) for a in Worker(lambda: apply, (), RULES)({"row": np.array(rows)})]
+    (telling,) = (answer for answer in answers if any(m["kind"] == "done" and m["chunk"] == "5_0_0" for m in answer))
+    assert telling[-1]["chunk"] == "5_0_0"
 
 
 def test_storage_failures_are_tried_again() -> None:

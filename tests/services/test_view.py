@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stage_runs import run_stages
 
 from infra.skeletons import PrecomputedSkeletons, Skeleton
-from infra.volumes import Volume, VolumeInfo, create_volume
+from infra.volumes import Volume, VolumeInfo, create_pyramid, create_volume, open_volume
 from models.errors import InvalidInput, InvalidVolume, NotFound, StorageFailed
 from models.geometry import Box
 from services.overlay import Slice, blend, borders, middle_planes, picture, segment_colours
+from services.pipelines.meshes import mesh_stages, prepare_meshes
+from services.stages.meshes import MeshOptions
 from services.view import find_scene, write_overlay, write_picture
 
 BOX = Box((4, 6, 10), (36, 54, 74))
@@ -50,7 +53,10 @@ def out(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     start = tuple(a + b for a, b in zip(image.info.offset_voxels, BOX.start, strict=True))
-    volume(folder / "segmentation.zarr", blobs(BOX.shape), offset=start)
+    info = VolumeInfo(shape=BOX.shape, dtype=np.dtype(np.uint64), voxel_size_nm=SIZE, offset_voxels=start)
+    fine, coarse = create_pyramid(str(folder / "segmentation.zarr"), info, [(1, 2, 2)])
+    fine.write(fine.box, blobs(BOX.shape))
+    coarse.write(coarse.box, np.ascontiguousarray(blobs(BOX.shape)[:, ::2, ::2]))
     line = Skeleton(np.array([[2400, 300, 300], [2500, 300, 600]], np.float32), np.array([[0, 1]]), np.array([90, 90]))
     PrecomputedSkeletons(str(folder / "skeletons" / "precomputed")).create().write(0, [(TOP, line), (7, line)])
     (folder / "run.json").write_text(json.dumps({"image": image.url, "box": str(BOX), "voxel_size_nm": SIZE}))
@@ -211,9 +217,29 @@ def test_lazy_array_reads_only_what_is_asked_for(out: Path, monkeypatch: pytest.
     assert read == [Box((10, 20, 3), (12, 40, 9)), Box((0, 0, 0), (6, 10, 8))]
 
 
+def test_what_the_client_reads_by_itself(out: Path, tmp_path: Path) -> None:
+    from services.neuroglancer_sources import client_format
+
+    scene = find_scene(str(out))
+    assert scene.image is not None
+    assert scene.segmentation is not None
+    assert client_format(scene.segmentation) == "zarr3"
+    assert client_format(scene.image) is None, "an array without OME metadata does not say where it lies"
+    assert client_format(open_volume(scene.segmentation.url, voxel_size_nm=(7, 7, 7))) is None
+    for url, expected in ((f"zarr2://{tmp_path}/old", "zarr2"), (f"precomputed://{tmp_path}/pre", "precomputed")):
+        info = VolumeInfo(shape=(8, 9, 10), dtype=np.dtype(np.uint8), voxel_size_nm=SIZE)
+        create_pyramid(url, info, [(1, 2, 2)])
+        assert client_format(open_volume(url)) == expected
+    double = VolumeInfo(shape=(8, 9, 10), dtype=np.dtype(np.float64), voxel_size_nm=SIZE)
+    assert client_format(create_pyramid(str(tmp_path / "double.zarr"), double, [(1, 2, 2)])[0]) is None
+    assert scene.meshes is None
+
+
 @pytest.fixture
 def served(out: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The URL of a viewer in a process of its own, started as a user does."""
+    job = prepare_meshes(str(out / "segmentation.zarr"), str(out / "meshes"), MeshOptions(dust_voxels=1))
+    run_stages(mesh_stages(job), np.random.default_rng(0))
     start = [sys.executable, "-c", "from services.cli import main; main()", "view", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -241,7 +267,7 @@ def test_viewer_ends_at_ctrl_c(served: tuple[str, subprocess.Popen[str]]) -> Non
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
-def test_viewer_shows_image_segments_and_skeletons(served: tuple[str, subprocess.Popen[str]]) -> None:
+def test_viewer_shows_image_levels_of_segments_skeletons_and_meshes(served: tuple[str, subprocess.Popen[str]]) -> None:
     from playwright.sync_api import sync_playwright
 
     url, _ = served
@@ -252,18 +278,25 @@ def test_viewer_shows_image_segments_and_skeletons(served: tuple[str, subprocess
             args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
         )
         page = browser.new_page(viewport={"width": 900, "height": 700})
-        page.on("response", lambda r: answered.add(re.sub(r"/[0-9a-f]{20,}.*", "", r.url)) if r.ok else None)
+        page.on("response", lambda r: answered.add(re.sub(r"[0-9a-f]{20,}", "…", r.url)) if r.ok else None)
         page.goto(url)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         shot = b""
-        wanted = {"/neuroglancer/npz", "/skeleton"}
+        shards = r"/objects/…/{}/.*\.shard"
+        wanted = [r"/neuroglancer/npz", r"/segmentation/(s?0)/c", shards.format("skeletons"), shards.format("meshes")]
         while time.monotonic() < deadline:
             page.wait_for_timeout(500)
-            if all(any(part in address for address in answered) for part in wanted):
+            if all(any(re.search(part, address) for address in answered) for part in wanted):
                 page.wait_for_timeout(1500)
                 shot = page.screenshot()
                 break
+        page.mouse.move(200, 200)  # from far away the coarse level is enough
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, 1500)
+        while time.monotonic() < deadline and not any(re.search(r"/segmentation/(s?1)/c", a) for a in answered):
+            page.wait_for_timeout(500)
         browser.close()
+    assert any(re.search(r"/segmentation/(s?1)/c", address) for address in answered), answered
     assert shot, answered
     import io
 
