@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,15 @@ def train(
     preview: Annotated[
         Path | None, typer.Option(help="Write a PNG of every augmentation to this file, and do not train.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; default all cores.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU, of each worker; default all cores.", min=1)
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share each batch, a GPU each where there are some.", min=1)
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to train on; OUT and data are shared folders.")
+    ] = None,
 ) -> None:
     """Train a network: checkpoint, configuration and TensorBoard logs in OUT."""
     try:
@@ -37,6 +46,14 @@ def train(
         print(preview)
         return
 
+    if workers > 1 or address:
+        from infra.cluster import cluster
+        from services.training_workers import Workers, train_on_workers
+
+        each = threads or (1 if address else max(1, (os.cpu_count() or 1) // workers))
+        with cluster(address, cpus=max(os.cpu_count() or 1, workers * each)):
+            print(train_on_workers(recipe, out, data, Workers(workers, each)))
+        return
     if threads:
         torch.set_num_threads(threads)
     print(run(recipe, out, data))

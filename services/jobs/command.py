@@ -57,9 +57,9 @@ def job_command(
     that only this machine knows, `NotFound` or `InvalidModel` for a model that is nowhere.
     """
     for key, value in positional.items():
-        if isinstance(value, str) and "://" not in value and not value.startswith("/"):
+        if isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("/"):
             raise InvalidInput(
-                f"{key.upper()}: expected a URL or an absolute path, as the cluster sees it, got {value!r}: "
+                f"{key.upper()}: expected a URL or an absolute path, as the cluster sees it, got {str(value)!r}: "
                 "a job runs in another folder"
             )
     for key, value in named.items():

@@ -97,6 +97,7 @@ spec:
 
 {{- define "petavoxel.env" -}}
 - {name: NUMBA_CACHE_DIR, value: /kernels}
+- {name: PETAVOXEL_MODEL_CACHE, value: /tmp/petavoxel-models}
 {{- if .Values.serve.haProxy }}
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
 {{- end }}
