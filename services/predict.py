@@ -6,6 +6,7 @@ value is bitwise the same in whatever box it is asked for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -80,6 +81,12 @@ class Predictor:
     def symmetries(self) -> tuple[Symmetry, ...]:
         """The symmetries that are averaged; the identity alone without test-time augmentation."""
         return self._symmetries
+
+    def augmented(self) -> Predictor:
+        """The same network with test-time augmentation (`tta=True`); both share the session."""
+        other = copy.copy(self)
+        other._symmetries = symmetries(True, self.card.voxel_size_nm, self.card.patch.divisor)
+        return other
 
     def plan(self, volume_shape: Triple) -> PatchPlan:
         """The patch grid of a volume (z, y, x); chunks that are multiples of its `stride` waste least."""

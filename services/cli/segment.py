@@ -32,6 +32,10 @@ SkeletonNm = Annotated[
     float | None,
     typer.Option(metavar="NM", min=0, help="Trace a pyramid level of voxels up to this; default 32, 0: the finest."),
 ]
+Endpoints = Annotated[
+    str | None,
+    typer.Option(metavar="APP", help="Predict with running endpoints of that cluster (petavoxel serve: petavoxel)."),
+]
 Low = Annotated[float | None, typer.Option(help="Affinity up to which voxels stay apart.")]
 High = Annotated[float | None, typer.Option(help="Affinity from which voxels always join.")]
 BasinVoxels = Annotated[int | None, typer.Option(help="Basins below this many voxels join a neighbour.")]
@@ -54,6 +58,7 @@ def segment(
     skeleton_nm: SkeletonNm = None,
     voxel_size: Size = None,
     any_voxel_size: AnySize = False,
+    endpoints: Endpoints = None,
 ) -> None:
     """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT."""
     from infra.cluster import cluster
@@ -65,7 +70,7 @@ def segment(
         agglomeration={"threshold": threshold},
     )
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
-    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size)
+    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)
     check(request)
     with cluster(address):
         summary = run_pipeline(prepare(request))
@@ -85,13 +90,14 @@ def predict(
     augment: Augment = False,
     voxel_size: Size = None,
     any_voxel_size: AnySize = False,
+    endpoints: Endpoints = None,
 ) -> None:
     """Predict affinities of an image: the first phase of `petavoxel segment`; `petavoxel watershed OUT` comes next."""
     from services.pipelines.preparation import Request, check, prepare
 
     options = _options({"runtime": runtime, "precision": precision, "augment": augment})
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
-    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size)
+    request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)
     check(request)
     _run_phase(lambda: prepare(request), "predict", address, "petavoxel watershed")
 

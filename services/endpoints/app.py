@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
 
+from models.errors import NotFound
 from services.endpoints import logs, tracing
 from services.endpoints.api import create_api
 from services.endpoints.backend import Call
@@ -145,6 +146,14 @@ class Ingress:
     async def _probe(self, entry: Entry) -> str | None:
         problem = await self._backend.check(Call(entry, ""))
         return None if problem is None else problem.detail
+
+    async def find(self, name: str, version: str | None = None) -> Entry | Problem:
+        """A model that is served, for pipelines; the problem lists what there is."""
+        await self._catalog.refresh()
+        try:
+            return self._catalog.find(name, version)
+        except NotFound as error:
+            return Problem.of(error)
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for the open ones; returns how many are left after `timeout_s`."""

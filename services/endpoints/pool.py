@@ -24,6 +24,7 @@ from services.endpoints.backend import Call
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
 from services.endpoints.interruption import in_thread
+from services.endpoints.parts import Part, PartAnswer, predicted_part
 from services.endpoints.problems import InternalError, ModelUnavailable, Problem
 from services.endpoints.schemas import Reference, SegmentSettings
 from services.endpoints.worker import Answer, Loaded, Worker
@@ -45,8 +46,9 @@ class ModelPool:
     def __init__(self, preload: tuple[Entry, ...], config: ServeConfig) -> None:
         logs.configure(config.log_format)
         tracing.configure("models")
-        self._worker = Worker(config)
+        self._config, self._worker = config, Worker(config)
         self._turns = asyncio.Semaphore(config.ongoing)
+        self._stores = asyncio.Semaphore(config.ongoing)  # a bucket that is silent holds none of the turns above
         self._alive: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
         self._preloaded: dict[str, Loaded] = {}  # nobody has asked for these yet
         self._limit = config.models_per_replica
@@ -72,10 +74,25 @@ class ModelPool:
 
         async def work() -> Answer:
             model = await self._loaded(call.entry)
+            if not isinstance(image, Reference):
+                async with turn(self._turns):
+                    return await in_thread(lambda: self._worker.predict(model, image))
+            async with turn(self._stores):
+                seen = await in_thread(lambda: self._worker.read(model, image))
             async with turn(self._turns):
-                if isinstance(image, Reference):
-                    return await in_thread(lambda: self._worker.predict_reference(model, image))
-                return await in_thread(lambda: self._worker.predict(model, image))
+                found = await in_thread(lambda: self._worker.predict_seen(model, seen))
+            async with turn(self._stores):
+                return await in_thread(lambda: self._worker.write(model, seen, found))
+
+        return await answered(call, work)
+
+    async def predict_part(self, call: Call, part: Part | None, image: NDArray[Any] | None) -> PartAnswer | Problem:
+        """Affinities of a part of a pipeline's volume, and what computes them; see `services.endpoints.parts`."""
+
+        async def work() -> PartAnswer:
+            model = await self._loaded(call.entry)
+            async with turn(self._turns):
+                return await in_thread(lambda: predicted_part(model, self._config, part, image))
 
         return await answered(call, work)
 

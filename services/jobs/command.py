@@ -63,7 +63,8 @@ def job_command(
                 "a job runs in another folder"
             )
     for key, value in named.items():
-        if key != "model" and isinstance(value, str) and not value.startswith("/") and Path(value).exists():
+        named_only = key in ("model", "endpoints") or not isinstance(value, str)
+        if not named_only and not value.startswith("/") and Path(value).exists():
             raise InvalidInput(
                 f"--{key.replace('_', '-')}: expected a URL or an absolute path, as the cluster sees it, "
                 f"got {value!r}, which is a path on this machine"

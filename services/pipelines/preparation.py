@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,13 +29,16 @@ from services.stages.pyramid import pyramid_factors
 
 logger = logging.getLogger(__name__)
 
+Finder = Callable[[Wanted], Engine]
+
 
 @dataclass(frozen=True)
 class Request:
     """What `petavoxel segment` was asked for.
 
     `box` is in voxels of the image; `chunk` None lets the patch plan decide; `any_voxel_size` lets a network run on
-    voxels that it was not trained for; `voxel_size_nm` supplies what the image does not say.
+    voxels that it was not trained for; `voxel_size_nm` supplies what the image does not say; `endpoints` names the
+    application of running endpoints that predict, None for workers of the run's own.
     """
 
     image: str
@@ -45,6 +49,7 @@ class Request:
     chunk: Triple | None = None
     any_voxel_size: bool = False
     voxel_size_nm: VoxelSize | None = None
+    endpoints: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def prepare(request: Request) -> Run:
     checked = check(request)
     model, image, domain, chunk_shape = checked.model, checked.image, checked.domain, checked.chunk_shape
     folder, options, threads = Folder(request.out), request.options, inference_threads()
-    engine = _engine(folder, Wanted(checked.reference, options.runtime, options.precision, threads))
+    wanted = Wanted(checked.reference, options.runtime, options.precision, threads)
+    engine = _engine(folder, wanted, _finder(request.endpoints, model))
     source = {
         "image": image.url,
         "image_identity": image.identity(),
@@ -113,6 +119,7 @@ def prepare(request: Request) -> Run:
         engine=engine,
         options=options,
         keys=keys,
+        endpoints=request.endpoints,
     )
     description = {
         **source,
@@ -123,20 +130,37 @@ def prepare(request: Request) -> Run:
     return run
 
 
-def _engine(folder: Folder, wanted: Wanted) -> Engine:
+def _finder(endpoints: str | None, model: Model) -> Finder:
+    """Who is asked for the engine: the cluster's workers, or endpoints."""
+    if endpoints is None:
+        return find_engine
+    from services.served import ServedModel  # with Serve and FastAPI behind it
+
+    def ask(wanted: Wanted) -> Engine:
+        found = ServedModel.find(endpoints, model.card).asked_engine()
+        if wanted.runtime not in ("auto", found.runtime) or wanted.precision not in ("auto", found.precision):
+            raise RuntimeUnavailable(
+                f"endpoints {endpoints}: expected {wanted.runtime} in {wanted.precision}, they have {found}"
+            )
+        return found
+
+    return ask
+
+
+def _engine(folder: Folder, wanted: Wanted, find: Finder) -> Engine:
     """What computes the predictions: that of the run which the prefix holds, where it is still to be had, or anew."""
     held = folder.read_json("run.json") if folder.exists("run.json") else {}
     if "engine" not in held:
-        return find_engine(wanted)
+        return find(wanted)
     begun = TypeAdapter(Engine).validate_python(held["engine"])
     if wanted.runtime not in ("auto", begun.runtime) or wanted.precision not in ("auto", begun.precision):
-        return find_engine(wanted)  # another run, by what is asked; the claim says so
+        return find(wanted)  # another run, by what is asked; the claim says so
     marker = "progress/phases/predict.json"
     if folder.exists(marker) and folder.read_json(marker).get("key") == held["keys"]["predict"]:
         return begun  # nothing is predicted any more
     asked = replace(wanted, runtime=begun.runtime, precision=begun.precision)
     try:
-        found = find_engine(asked)
+        found = find(asked)
     except RuntimeUnavailable as error:
         raise RunConflict(f"{folder.url}: its predictions were begun with {begun}; {error}") from error
     if not begun.same(found):

@@ -94,8 +94,17 @@ def begin_phase(run: Run, phase: str) -> list[Stage]:
 
 def predict_stages(run: Run) -> Iterator[Stage]:
     """Image → affinities."""
-    needs: Needs = "a GPU" if run.engine.gpu else "processors"
-    yield Stage(run.ledger("predict"), run.grid, predict, (run,), needs, run.threads)
+    needs, number = _predicting(run)
+    yield Stage(run.ledger("predict"), run.grid, predict, (run,), needs, number)
+
+
+def _predicting(run: Run) -> tuple[Needs, int]:
+    """What a worker that predicts needs, and the number that goes with it: threads, or workers beside endpoints."""
+    if run.endpoints is not None:
+        from services.served import served_workers  # with Serve and FastAPI behind it
+
+        return "endpoints", served_workers(run.endpoints)
+    return ("a GPU" if run.engine.gpu else "processors"), run.threads
 
 
 def watershed_stages(run: Run) -> Iterator[Stage]:

@@ -40,9 +40,9 @@ class Stage:
     make: Callable[..., ChunkFunction]
     arguments: tuple[Any, ...]
     needs: Needs = "a processor"
-    """What a worker needs: a processor for numpy and numba; a GPU or `threads` processors for a network, which it keeps
-    loaded; or only the way to a network that others serve."""
-    threads: int = 1
+    """What a worker needs: a processor for numpy and numba; a GPU or `number` processors for a network, which it keeps
+    loaded; or only the way to endpoints, for `number` workers."""
+    number: int = 1
     phase: str = ""
     """The phase that the stage is part of; its intermediate results lie in work/PHASE."""
 
@@ -174,7 +174,7 @@ def placement(stage: Stage) -> Placement:
     """Where a stage runs, with the time limits of this installation.
 
     Stages of numpy and numba: one task per processor, one processor left to Ray Data. Those of a network: a worker per
-    GPU, or workers of `stage.threads` processors; where endpoints predict, two light workers for each replica.
+    GPU, or workers of `stage.number` processors; where endpoints predict, as many light ones as keep the replicas busy.
     """
     settings, resources = current_settings(), cluster_resources()
     processors, gpus = max(1, int(resources["CPU"]) - 1), int(resources["GPU"])
@@ -183,9 +183,9 @@ def placement(stage: Stage) -> Placement:
         case "a GPU":
             return Placement(workers=max(1, gpus), gpus=1, stateful=True, **limits)
         case "processors":
-            threads = min(stage.threads, processors)
+            threads = min(stage.number, processors)
             return Placement(workers=max(1, processors // threads), cpus=threads, stateful=True, **limits)
         case "endpoints":
-            return Placement(workers=stage.threads, cpus=SERVED_CPUS, stateful=True, **limits)
+            return Placement(workers=min(stage.number, 2 * processors), cpus=SERVED_CPUS, stateful=True, **limits)
         case _:
             return Placement(workers=processors, **limits)

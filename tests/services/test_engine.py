@@ -121,7 +121,7 @@ def grown() -> Iterator[str]:
             yield node
 
 
-on_a_cluster = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+on_a_cluster = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
 
 
 class TestOnACluster:
