@@ -81,6 +81,8 @@ class ModelPool:
                 seen = await in_thread(lambda: self._worker.read(model, image))
             async with turn(self._turns):
                 found = await in_thread(lambda: self._worker.predict_seen(model, seen))
+            if seen.output is None:
+                return found
             async with turn(self._stores):
                 return await in_thread(lambda: self._worker.write(model, seen, found))
 
@@ -157,8 +159,12 @@ class Segmenters:
             return found
 
         async def work() -> Answer:
+            card = call.entry.card
             async with turn(self._core):
-                return await in_thread(lambda: self._worker.segment(call.entry.card, found, settings, output))
+                labels = await in_thread(lambda: self._worker.segment(card, found, settings))
+            if output is None:
+                return labels
+            return await in_thread(lambda: self._worker.write_labels(card, labels, output))
 
         return await answered(call, work)
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from services.endpoints.problems import PayloadTooLarge
 from services.endpoints.references import Prefixes
 from services.endpoints.schemas import Reference, SegmentSettings
 from services.endpoints.segmentation import compile_kernels, segment_box
-from services.predict import Predictor, Reader
+from services.predict import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,17 @@ class Place:
     volume_shape: Triple
     voxel_size_nm: VoxelSize | None = None
     offset_voxels: Triple = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is needed to predict a box of a volume: the image of `context`, and the resolved URL to write to."""
+
+    image: NDArray[Any]
+    place: Place
+    reference: Reference
+    output: str | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,8 @@ class Worker:
         metrics.voxels().inc(box.size, {"model": model.key, "endpoint": "predict"})
         return Answer(affinities, affinities.shape, "uint8", model.precision, seconds=time.perf_counter() - began)
 
-    def predict_reference(self, model: Loaded, reference: Reference) -> Answer:
-        """Affinities of a box of a volume, as `Predictor.predict_box` gives them, written if the reference says so."""
+    def read(self, model: Loaded, reference: Reference) -> Seen:
+        """Read a box of a volume with the context that the model needs; refuse what cannot be written, before that."""
         began = time.perf_counter()
         box = Box.parse(reference.box)
         output = None if reference.output is None else self._free_output(reference.output)
@@ -142,23 +153,37 @@ class Worker:
         with opened as volume:
             self._check_volume(volume, model.card, reference, box)
             info = volume.info
-            affinities = self._predictor(model, info.shape, box).predict_box(_traced(volume), info.shape, box)
+            context = self._predictor(model, info.shape, box).plan(info.shape).context_box(box)
+            with tracing.span("read volume", box=str(context)):
+                image = volume.read(context)
         place = Place(box, info.shape, info.voxel_size_nm, info.offset_voxels)
-        metrics.voxels().inc(box.size, {"model": model.key, "endpoint": "predict"})
-        if output is not None:
-            offsets = model.card.output.offsets
-            _write(output, affinities, place, model.card, channels=len(offsets), affinity_offsets=offsets)
-        voxels = affinities if output is None else None
-        seconds = time.perf_counter() - began
-        return Answer(voxels, affinities.shape, "uint8", model.precision, place, output and reference.output, seconds)
+        return Seen(image, place, reference, output, time.perf_counter() - began)
+
+    def predict_seen(self, model: Loaded, seen: Seen) -> Answer:
+        """Affinities of a box of a volume, as `Predictor.predict_box` gives them."""
+        began, place = time.perf_counter(), seen.place
+        predictor = self._predictor(model, place.volume_shape, place.box)
+        affinities = predictor.predict_box(lambda _: seen.image, place.volume_shape, place.box)
+        metrics.voxels().inc(place.box.size, {"model": model.key, "endpoint": "predict"})
+        seconds = seen.seconds + time.perf_counter() - began
+        return Answer(affinities, affinities.shape, "uint8", model.precision, place, seconds=seconds)
+
+    def write(self, model: Loaded, seen: Seen, found: Answer) -> Answer:
+        """Write affinities to where the reference says; what it answers has none, if they were written."""
+        if seen.output is None or found.voxels is None:
+            return found
+        began, offsets = time.perf_counter(), model.card.output.offsets
+        _write(seen.output, found.voxels, seen.place, model.card, channels=len(offsets), affinity_offsets=offsets)
+        seconds = found.seconds + time.perf_counter() - began
+        return replace(found, voxels=None, output=seen.reference.output, seconds=seconds)
 
     def check_output(self, url: str | None) -> None:
         """Refuse an output, before any work, that may not be written or is there already."""
         if url is not None:
             self._free_output(url)
 
-    def segment(self, card: ModelCard, found: Answer, settings: SegmentSettings, output: str | None) -> Answer:
-        """Labels uint64 (z, y, x) of predicted affinities, written to `output` if that is given."""
+    def segment(self, card: ModelCard, found: Answer, settings: SegmentSettings) -> Answer:
+        """Labels uint64 (z, y, x) of predicted affinities."""
         began = time.perf_counter()
         if found.voxels is None:
             raise InvalidInput("segment: expected affinities, they were written elsewhere")
@@ -167,11 +192,17 @@ class Worker:
         with tracing.span("segment"):
             labels = segment_box(found.voxels, card.output.offsets, place.box, place.volume_shape, settings)
         metrics.voxels().inc(place.box.size, {"model": f"{card.name}:{card.version}", "endpoint": "segment"})
-        if output is not None:
-            _write(self._free_output(output), labels, place, card)
-        voxels = labels if output is None else None
         seconds = found.seconds + time.perf_counter() - began
-        return Answer(voxels, labels.shape, "uint64", found.precision, found.place, output, seconds)
+        return Answer(labels, labels.shape, "uint64", found.precision, found.place, seconds=seconds)
+
+    def write_labels(self, card: ModelCard, found: Answer, output: str) -> Answer:
+        """Write labels of a box where no volume is yet; what it answers has none any more."""
+        began = time.perf_counter()
+        if found.voxels is None or found.place is None:
+            raise InvalidInput("output: expected labels of a box of a volume")
+        _write(self._free_output(output), found.voxels, found.place, card)
+        seconds = found.seconds + time.perf_counter() - began
+        return replace(found, voxels=None, output=output, seconds=seconds)
 
     def _predictor(self, model: Loaded, volume_shape: Triple, box: Box) -> Predictor:
         patches, extent = model.patches(volume_shape, box), model.full.plan(volume_shape).patch_shape
@@ -225,11 +256,3 @@ def _write(url: str, voxels: NDArray[Any], place: Place, card: ModelCard, **more
     )
     with tracing.span("write volume", bytes=voxels.nbytes), create_volume(url, described) as target:
         target.write(target.box, voxels)
-
-
-def _traced(volume: Volume) -> Reader:
-    def read(box: Box) -> NDArray[Any]:
-        with tracing.span("read volume", box=str(box)):
-            return volume.read(box)
-
-    return read

@@ -37,7 +37,8 @@ class LocalBackend:
     def _predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer:
         model = self._model(call)
         if isinstance(image, Reference):
-            return self.worker.predict_reference(model, image)
+            seen = self.worker.read(model, image)
+            return self.worker.write(model, seen, self.worker.predict_seen(model, seen))
         return self.worker.predict(model, image)
 
     async def predict(self, call: Call, image: NDArray[Any] | Reference) -> Answer | Problem:
@@ -51,7 +52,9 @@ class LocalBackend:
     ) -> Answer | Problem:
         def work() -> Answer:
             self.worker.check_output(output)
-            return self.worker.segment(call.entry.card, self._predict(call, image), settings, output)
+            card = call.entry.card
+            labels = self.worker.segment(card, self._predict(call, image), settings)
+            return labels if output is None else self.worker.write_labels(card, labels, output)
 
         try:
             return await in_thread(work)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from bucket_servers import google_environment
+from faulty_bucket import Fault, FaultyBucket
 from numpy.typing import NDArray
 
 from infra.volumes import VolumeInfo, create_volume, open_volume
@@ -26,12 +30,26 @@ Start = Callable[..., AbstractContextManager[Any]]
 
 
 @pytest.fixture(scope="module")
-def at(gcs_server: str, s3_server: str, model: Model, start_server: Start, tmp_path_factory: Any) -> Iterator[str]:
+def proxy(gcs_server: str) -> Iterator[FaultyBucket]:
+    """What the server takes for the Google emulator: it does as it is told, and fails where a test says so."""
+    with FaultyBucket(gcs_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def at(
+    proxy: FaultyBucket, s3_server: str, model: Model, start_server: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """URL of a server that may read below `in` and write below `out` of one bucket of each emulator."""
     options = ["--model", str(model.folder), "--threads", "1"]
     for scheme in SCHEMES:
         options += ["--volumes", f"{scheme}://petavoxel-test/in", "--outputs", f"{scheme}://petavoxel-test/out"]
-    with start_server(tmp_path_factory.mktemp("buckets"), *options) as server:
+    patience = {"PETAVOXEL_STORAGE_TIMEOUT_S": "8", "PETAVOXEL_STORAGE_REQUEST_TIMEOUT_S": "3"}
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in (google_environment(proxy.url) | patience).items():
+                environment.setenv(name, value)
+            server = stack.enter_context(start_server(tmp_path_factory.mktemp("buckets"), *options))
         yield server.url
 
 
@@ -111,3 +129,33 @@ def test_what_is_not_in_the_bucket(scheme: str, at: str) -> None:
     body = {"volume": f"{scheme}://petavoxel-test/in/nothing.zarr", "box": str(BOX)}
     reply = httpx.post(f"{at}/v1/boundary", json=body, timeout=60)
     assert (reply.status_code, reply.json()["type"]) == (404, "/problems/not-found")
+
+
+def test_a_silent_bucket_delays_nobody_else(
+    at: str, proxy: FaultyBucket, predictor: Predictor, image: NDArray[np.uint8]
+) -> None:
+    url = "gs://petavoxel-test/in/silent.zarr"
+    create_volume(url, VolumeInfo(shape=image.shape, dtype=image.dtype, voxel_size_nm=(10, 10, 10))).close()
+    patch = np.ascontiguousarray(image[:9, :10, :11])
+    kind = "application/octet-stream"
+    headers = {"Content-Type": kind, "Accept": kind, "X-Shape": "9,10,11", "X-Dtype": "uint8"}
+
+    def ask_for_box(_: int) -> httpx.Response:
+        return httpx.post(f"{at}/v1/boundary", json={"volume": url, "box": str(BOX)}, timeout=60)
+
+    proxy.faults = [Fault("stall")]
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            boxes = [pool.submit(ask_for_box, i) for i in range(5)]
+            while not [one for one in proxy.seen() if one.fault == "stall"]:
+                assert not any(box.done() for box in boxes)
+                time.sleep(0.05)
+            reply = httpx.post(f"{at}/v1/boundary", content=patch.tobytes(), headers=headers, timeout=60)
+            assert reply.status_code == 200, reply.text
+            assert reply.content == predictor.predict(patch).tobytes()
+            assert not any(box.done() for box in boxes), "the boxes still wait for their bucket"
+            proxy.faults = []
+            assert {box.result().status_code for box in boxes} <= {200, 502}
+    finally:
+        proxy.faults = []
+    assert ask_for_box(0).status_code == 200
