@@ -29,8 +29,8 @@ from models.geometry import Box, Chunk
 
 logger = logging.getLogger(__name__)
 
-QUIET_S = 0.5
-"""How long a worker is silent at most while it does quick chunks."""
+QUIET_S = 2.0
+"""How long a worker that does quick chunks is silent: a row of some milliseconds then costs the driver little."""
 Report = dict[str, Any]
 ChunkFunction = Callable[[Chunk], Report]
 Message = dict[str, Any]

@@ -45,7 +45,9 @@ def test_quick_chunks_share_their_rows() -> None:
     assert len(done) == 200
 
 
-def test_a_slow_chunk_among_quick_ones_is_told_of_at_once() -> None:
+def test_a_slow_chunk_among_quick_ones_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.chunk_worker.QUIET_S", 0.5)
+
     def apply(chunk: Chunk) -> dict[str, Any]:
         time.sleep(0.7 if chunk.index[0] == 5 else 0)
         return {}
