@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import nn
 
 from models.catalog import (
@@ -144,7 +145,10 @@ def export_onnx(network: Network, path: Path) -> None:
     module = Probabilities(network).eval()
     config = network.config
     example = tuple(d * n + 2 * m for n, d, m in zip((4, 5, 6), config.divisor, config.margin, strict=True))
-    with warnings.catch_warnings():
+    # what is known of extents spares the exporter case distinctions; it refuses to know less than one pooled voxel
+    least = [2 * m + max(2, d) for d, m in zip(config.divisor, config.margin, strict=True)]
+    z, y, x = (torch.export.Dim(name, min=extent) for name, extent in zip("zyx", least, strict=True))
+    with warnings.catch_warnings(), torch.no_grad():
         # torch's exporter trips over its own deprecations; ours still count
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -155,7 +159,7 @@ def export_onnx(network: Network, path: Path) -> None:
             opset_version=OPSET,
             input_names=["image"],
             output_names=["affinity"],
-            dynamic_shapes=({0: "b", 2: "z", 3: "y", 4: "x"},),
+            dynamic_shapes=({0: "b", 2: z, 3: y, 4: x},),
             verbose=False,
         )
     if program is None:
@@ -183,10 +187,14 @@ def parity_patches(
 ) -> NDArray[np.uint8]:
     """Patches (2, 1, z, y, x), uint8, unequal extents: two corners of `image`, or synthetic cells with membranes.
 
-    They hold 32, 48 and 64 voxels, to multiples of `divisor`; with a margin 4, 24 and 32, and the margin around them.
+    They hold 32, 48 and 64 voxels or as many as the image has, to multiples of `divisor`; with a margin 4, 24 and 32,
+    and the margin around them.
     """
     core = (4, 24, 32) if any(margin) else (32, 48, 64)
-    shape = tuple(d * max(1, (n + 2 * m) // d) for d, n, m in zip(divisor, core, margin, strict=True))
+    wanted = [n + 2 * m for n, m in zip(core, margin, strict=True)]
+    if image is not None and image.ndim == 3 and not any(margin):  # serial sections may be few
+        wanted = [min(n, extent) for n, extent in zip(wanted, image.shape, strict=True)]
+    shape = tuple(d * max(1, n // d) for d, n in zip(divisor, wanted, strict=True))
     if image is None:
         image = _synthetic_cells(shape)
     if image.dtype != np.uint8 or image.ndim != 3 or any(n < m for n, m in zip(image.shape, shape, strict=True)):
@@ -253,7 +261,7 @@ def _synthetic_cells(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     centres = rng.uniform(0, shape, (40, 3))
     position = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    distance = np.sort(np.linalg.norm(position[..., None, :] - centres, axis=-1), axis=-1)
+    distance, _ = cKDTree(centres).query(position, k=2)
     membrane = np.exp(-((distance[..., 1] - distance[..., 0]) ** 2) / 4)
     cells: NDArray[np.uint8] = np.clip(170 - 110 * membrane + rng.normal(0, 12, shape), 0, 255).astype(np.uint8)
     return cells
