@@ -133,8 +133,9 @@ def _larger(maps: torch.Tensor, axis: int, step: int) -> torch.Tensor:
     if torch.is_grad_enabled() and maps.requires_grad:
         larger: torch.Tensor = _Larger.apply(maps, axis, step)  # type: ignore[no-untyped-call]
         return larger
-    count = maps.shape[axis] - step
-    return torch.maximum(maps.narrow(axis, 0, count), maps.narrow(axis, step, count))
+    near, far = [slice(None)] * 5, [slice(None)] * 5
+    near[axis], far[axis] = slice(None, -step), slice(step, None)
+    return torch.maximum(maps[tuple(near)], maps[tuple(far)])
 
 
 class _Larger(torch.autograd.Function):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -32,8 +32,11 @@ from torch.nn import functional
 
 from models.errors import InvalidConfig, InvalidModel
 from models.geometry import NEAREST, VoxelSize
+from models.networks.convolution_choice import Measurements, choose_convolutions
 from models.networks.family import Network, NetworkConfig
 from models.networks.registry import build, described, frozen, read_config
+from models.training.device import chosen_device, computes_in_bf16
+from models.training.fit import check_fit
 from models.training.maximin import maximin_weights
 from models.training.sampler import Batch, LabelledVolume, PatchSampler
 from models.training.share import Share, share_normalisation
@@ -72,6 +75,9 @@ class LoopOptions:
         Decay of the exponential average of weights per step.
     precision
         "bf16", "fp32", or "auto": bf16 where the device computes in it natively.
+    convolutions
+        "direct", or "fastest": those that a Fourier transform does faster are found by measuring each layer as a run
+        begins or goes on. The choice follows the clock, so runs are then equal to rounding, not to the bit.
     device
         "auto" (CUDA where present), "cpu" or "cuda".
     validate_every, checkpoint_every
@@ -95,6 +101,7 @@ class LoopOptions:
     maximin_weight: float = 0.0
     average_decay: float = 0.995
     precision: str = "auto"
+    convolutions: Literal["direct", "fastest"] = "direct"
     device: str = "auto"
     validate_every: int = 200
     checkpoint_every: int = 100
@@ -105,6 +112,8 @@ class LoopOptions:
             raise InvalidConfig("training: steps, batch_size, validate_every and checkpoint_every must be positive")
         if self.precision not in ("auto", "bf16", "fp32") or self.device not in ("auto", "cpu", "cuda"):
             raise InvalidConfig(f"training: unknown precision {self.precision!r} or device {self.device!r}")
+        if self.convolutions not in ("direct", "fastest"):
+            raise InvalidConfig(f"training: expected convolutions 'direct' or 'fastest', got {self.convolutions!r}")
         if self.schedule not in get_args(Schedule):
             raise InvalidConfig(f"training: expected schedule {', '.join(get_args(Schedule))}, got {self.schedule!r}")
         if self.plateau_patience < 1 or not 0 < self.plateau_factor < 1:
@@ -155,16 +164,23 @@ class Trainer:
     def __init__(
         self, network: NetworkConfig, sampler: PatchSampler, options: LoopOptions, share: Share | None = None
     ) -> None:
-        _check(network, sampler, options)
+        check_fit(network, sampler)
+        if options.maximin_weight and (sampler.offsets == INSIDE or any(network.margin)):
+            raise InvalidConfig("training: maximin_weight is for affinities of networks without a margin")
         self.options, self.sampler, self.step = options, sampler, 0
         self.share = share or Share()
         self._patches = self.share.patches(options.batch_size)
         self.best_voi, self.without_gain, self.reductions = math.inf, 0, 0
-        self.device = _device(options.device)
-        self.bf16 = _use_bf16(options.precision, self.device)
+        self.device = chosen_device(options.device)
+        self.bf16 = computes_in_bf16(options.precision, self.device)
         torch.manual_seed(sampler.seed)
         self.network = build(network).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         share_normalisation(self.network, self.share)
+        if options.convolutions == "fastest":
+            with self._autocast():
+                choose_convolutions(
+                    self.network, self._input(np.zeros((1, *sampler.patch), np.float32)), Measurements()
+                )
         self.averaged = deepcopy(self.network).eval()
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -375,37 +391,7 @@ def _trained(content: dict[str, Any], path: Path) -> Network:
     return network
 
 
-def _check(network: NetworkConfig, sampler: PatchSampler, options: LoopOptions) -> None:
-    inside = sampler.offsets == INSIDE
-    if network.out_channels != len(sampler.offsets) or not (inside or sampler.offsets[:3] == NEAREST):
-        raise InvalidConfig(
-            f"network: expected one channel per offset, the nearest neighbours first, or a single channel for "
-            f"{INSIDE}; got {network.out_channels} channels for {sampler.offsets}"
-        )
-    if any(extent % factor for extent, factor in zip(sampler.patch, network.divisor, strict=True)):
-        raise InvalidConfig(f"patch: expected multiples of {network.divisor}, got {sampler.patch}")
-    if any(extent <= 2 * m for extent, m in zip(sampler.patch, network.margin, strict=True)):
-        raise InvalidConfig(f"patch: expected more than twice the margin {network.margin}, got {sampler.patch}")
-    if options.maximin_weight and (inside or any(network.margin)):
-        raise InvalidConfig("training: maximin_weight is for affinities of networks without a margin")
-
-
 def _mean_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, share: Share) -> torch.Tensor:
     """This process's part of the weighted mean over the whole batch."""
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (losses * weights).sum() / share.total(weights.sum()).clamp(min=1.0)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("training: device 'cuda' was asked for, and there is none")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _use_bf16(precision: str, device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return bool(supported())

@@ -112,7 +112,7 @@ def section_scores(inside: NDArray[np.float32], labels: NDArray[np.integer]) -> 
 
 
 def section_parts(labels: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Ids, from 1, of the connected parts of each label of one section (y, x); 0 where labels are not positive."""
+    """Ids, above 0, of the connected parts of each label of one section (y, x); 0 where labels are not positive."""
     connected, _ = ndimage.label(labels > 0)
     pairs = np.stack([connected.ravel(), np.maximum(labels, 0).astype(np.int64).ravel()])
     _, parts = np.unique(pairs, axis=1, return_inverse=True)
