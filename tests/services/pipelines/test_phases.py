@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from models.catalog import Model
 from models.errors import InvalidInput, NotFound
 from services.cli.main import app
 from services.pipelines.preparation import opened_run
-from services.pipelines.segment import PHASES
+from services.pipelines.segment import PHASES, predict_stages
 from services.pipelines.stage import Stage, Summary, placement, run_stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -123,13 +124,16 @@ def test_other_options_that_were_interrupted_and_taken_back(
 
 
 def test_a_cluster_that_grows_is_told_how_far(in_phases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = [stage for phase in PHASES for stage in PHASES[phase](opened_run(str(in_phases)))]
+    run = opened_run(str(in_phases))
+    stages = [stage for phase in PHASES for stage in PHASES[phase](run)]
     assert {stage.ledger.stage: placement(stage).workers for stage in stages}["watershed"] == (os.cpu_count() or 1)
     monkeypatch.setenv("PETAVOXEL_CLUSTER_CPUS", "65")
     monkeypatch.setenv("PETAVOXEL_CLUSTER_GPUS", "4")
     grown = {stage.ledger.stage: placement(stage) for stage in stages}
     assert (grown["watershed"].workers, grown["watershed"].gpus) == (64, 0)
-    assert (grown["predict"].workers, grown["predict"].gpus) == (4, 1)
+    assert (grown["predict"].workers, grown["predict"].gpus) == (64 // run.threads, 0)
+    (predicted,) = predict_stages(replace(run, engine=replace(run.engine, gpu=True)))
+    assert (placement(predicted).workers, placement(predicted).gpus) == (4, 1)
 
 
 def test_a_phase_without_a_run_is_refused(tmp_path: Path) -> None:
