@@ -1,5 +1,6 @@
 """What computes predictions is decided where the workers are, kept to the end of a run, and never mixed."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,8 +118,17 @@ def grown() -> Iterator[str]:
             environment.setenv(name, value)
         nodes.add(2, gpus=1)
         with cluster(nodes.address):
-            (node,) = (node["NodeID"] for node in ray.nodes() if "GPU" in node["Resources"])
-            yield node
+            yield registered_gpu_node()
+
+
+def registered_gpu_node() -> str:
+    give_up = time.monotonic() + 150
+    while time.monotonic() < give_up:  # its process is there before the cluster knows of it
+        for node in ray.nodes():
+            if "GPU" in node["Resources"]:
+                return str(node["NodeID"])
+        time.sleep(0.5)
+    raise AssertionError("the node with a GPU did not register")
 
 
 on_a_cluster = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
@@ -169,8 +179,6 @@ class TestOnACluster:
 
 
 def hold() -> None:
-    import time
-
     time.sleep(60)
 
 
