@@ -186,7 +186,7 @@ def test_wrong_references(client: httpx.Client, volumes: Path, volume_url: str) 
     problem(send(box="-1:4,0:4,0:4"), 422, "invalid-input")
     problem(send(box="4:0,0:4,0:4"), 422, "invalid-input")
     problem(send(box="4:4,0:4,0:4"), 422, "invalid-input", "voxels")
-    problem(send(level=3), 422, "invalid-volume", "level")
+    problem(send(level=3), 404, "not-found", "level")
     problem(send(voxel_size_nm=[40, 10, 10]), 422, "invalid-model", "40×10×10")
     problem(send(extra=1), 422, "invalid-input", "extra")
     assert send(voxel_size_nm=[40, 10, 10], any_voxel_size=True).status_code == 200
