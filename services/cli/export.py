@@ -46,8 +46,9 @@ def export(
     if image is not None:
         volume = open_volume(image)
         whole = Box.from_shape(volume.info.shape)
-        z, y, x = (max(0, n // 2 - 48) for n in whole.shape)
-        pixels = volume.read(Box.from_shape((96, 96, 96), (z, y, x)).intersection(whole))
+        shape = (96, 384, 384)  # networks without padding see far within the section
+        z, y, x = (max(0, (n - m) // 2) for n, m in zip(whole.shape, shape, strict=True))
+        pixels = volume.read(Box.from_shape(shape, (z, y, x)).intersection(whole))
     model = export_checkpoint(
         checkpoint,
         folder,
