@@ -1,7 +1,5 @@
 """What the way through HTTP and Serve costs beside the network itself, and beside the plainest server one could write.
 
-Ours runs behind Ray's own proxy and behind HAProxy, both at a time, asked in turns.
-
 `pytest -m slow -s tests/benchmarks/test_endpoint_overhead.py` prints the tables. `PETAVOXEL_BENCH_S` is how long each
 load lasts, in seconds (default 30).
 """
@@ -13,17 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from served import HAPROXY, Server, running
+from served import running
 
 from infra.volumes import VolumeInfo, create_volume
 from models.catalog import Model
@@ -58,17 +55,6 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
 """
 
 
-@contextmanager
-def _both(folder: Path, *options: str) -> Iterator[dict[str, Server]]:
-    """Two servers: behind Ray's proxy, and behind HAProxy."""
-    (folder / "ray").mkdir()
-    with running(folder / "ray", *options) as ray, pytest.MonkeyPatch.context() as environment:
-        for name, value in HAPROXY.items():
-            environment.setenv(name, value)
-        with running(folder, *options) as haproxy:
-            yield {"Ray's proxy": ray, "HAProxy": haproxy}
-
-
 @pytest.fixture(scope="module")
 def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
@@ -83,35 +69,30 @@ def test_overhead_beside_the_bare_call(image: NDArray[np.uint8], tmp_path: Path)
     box = ",".join(f"0:{n}" for n in SHAPE)
     predictor = Predictor("fib25-affinity")
     options = ["--volumes", str(tmp_path), "--outputs", str(tmp_path)]
-    rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    with _both(tmp_path, *options) as servers, ExitStack() as stack:
-        end = time.monotonic() + 6 * SECONDS
-        clients = {
-            name: stack.enter_context(httpx.Client(base_url=server.url, timeout=600))
-            for name, server in servers.items()
-        }
+    rows: dict[str, list[tuple[float, float]]] = {"body": [], "reference": [], "bare": []}
+    with running(tmp_path, *options) as server, httpx.Client(base_url=server.url, timeout=600) as client:
+        end = time.monotonic() + 3 * SECONDS
         for turn in range(100):
             began = time.perf_counter()
             wanted = predictor.predict(image)
             rows["bare"].append((time.perf_counter() - began, 0))
-            for name, client in clients.items():
-                began = time.perf_counter()
-                reply = client.post("/v1/boundary", content=image.tobytes(), headers=HEADERS)
-                rows[f"{name}, body"].append((time.perf_counter() - began, _replica_s(reply)))
-                assert reply.content == wanted.tobytes()
-                body = {"volume": url, "box": box, "output": str(tmp_path / f"out{turn}-{len(name)}.zarr")}
-                began = time.perf_counter()
-                reply = client.post("/v1/boundary", json=body)
-                rows[f"{name}, reference"].append((time.perf_counter() - began, _replica_s(reply)))
-                assert reply.status_code == 201
+            began = time.perf_counter()
+            reply = client.post("/v1/boundary", content=image.tobytes(), headers=HEADERS)
+            rows["body"].append((time.perf_counter() - began, _replica_s(reply)))
+            assert reply.content == wanted.tobytes()
+            body = {"volume": url, "box": box, "output": str(tmp_path / f"out{turn}.zarr")}
+            began = time.perf_counter()
+            reply = client.post("/v1/boundary", json=body)
+            rows["reference"].append((time.perf_counter() - began, _replica_s(reply)))
+            assert reply.status_code == 201
             if time.monotonic() > end and turn >= 4:
                 break
-    bare = float(np.median([latency for latency, _ in rows.pop("bare")]))
-    for name, times in rows.items():
-        extra = np.median([latency - inside for latency, inside in times[1:]])
+    bare = float(np.median([latency for latency, _ in rows["bare"]]))
+    for name in ("body", "reference"):
+        extra = np.median([latency - inside for latency, inside in rows[name][1:]])
         print(f"{name}: +{1000 * extra:.1f} ms of a bare call of {1000 * bare:.0f} ms ({100 * extra / bare:.1f} %)")
         assert extra < 0.5 * bare + 0.2
-    print(turn + 1, "turns; load", os.getloadavg())
+    print(len(rows["body"]), "turns; load", os.getloadavg())
 
 
 def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
@@ -122,7 +103,7 @@ def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
     assert predictor.plan(shape).counts == (1, 1, 1)
     headers = HEADERS | {"X-Shape": "32,80,80"}
     rates: list[float] = []
-    with _both(tmp_path) as servers:
+    with running(tmp_path) as server:
         for _ in range(2):
             count, began = 0, time.monotonic()
             while time.monotonic() < began + SECONDS / 2:
@@ -130,8 +111,7 @@ def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
                 count += 1
             rates.append(count / (time.monotonic() - began))
             print(f"bare calls: {rates[-1]:.2f}/s")
-            for name, server in servers.items():
-                print(f"{name}, 16 clients: {_load(server.url, 16, lambda c: _ours(c, image, headers))}")
+            print(f"16 clients: {_load(server.url, 16, lambda c: _ours(c, image, headers))}")
     print("load", os.getloadavg())
     assert min(rates) > 0
 
@@ -151,7 +131,7 @@ def test_throughput_of_many_clients(model: Model, tmp_path: Path) -> None:
     def measure(name: str, clients: int, ask: Callable[[httpx.Client], int], base: str) -> None:
         results.setdefault(f"{name}, {clients} clients", []).append(_load(base, clients, ask))
 
-    with _both(tmp_path, *options) as servers, _plain(model, tmp_path) as plain:
+    with running(tmp_path, *options) as server, _plain(model, tmp_path) as plain:
         for _ in range(2):
             count, end = 0, time.monotonic() + SECONDS / 2
             while time.monotonic() < end:
@@ -159,8 +139,7 @@ def test_throughput_of_many_clients(model: Model, tmp_path: Path) -> None:
                 count += 1
             results.setdefault("bare calls", []).append(f"{2 * count / SECONDS:.0f}/s")
             for clients in (1, 16, 64):
-                for name, server in servers.items():
-                    measure(name, clients, lambda c: _ours(c, image, headers), server.url)
+                measure("petavoxel", clients, lambda c: _ours(c, image, headers), server.url)
                 measure("FastAPI + ONNX Runtime", clients, lambda c: _theirs(c, padded), plain)
     for name, rows in results.items():
         print(f"{name}: {'; '.join(rows)}")
