@@ -242,17 +242,21 @@ def _check_agreement(trainer: Trainer, folder: Path) -> None:
         )
 
 
-def _claim(config: TrainConfig, folder: Path) -> None:
-    """Store the configuration, or check that the folder's is the same but for the loop."""
-    folder.mkdir(parents=True, exist_ok=True)
+def check_claim(config: TrainConfig, folder: Path) -> None:
+    """Raise `RunConflict` where the folder holds a run whose configuration differs in more than the loop."""
     path = folder / "config.yaml"
-    asked = config.model_dump(mode="json")
     if path.exists():
-        held = yaml.safe_load(path.read_text())
+        asked, held = config.model_dump(mode="json"), yaml.safe_load(path.read_text())
         different = sorted(key for key in asked.keys() | held.keys() if asked.get(key) != held.get(key))
         if set(different) - {"loop"}:
             raise RunConflict(f"{folder}: holds a run with another configuration; different: {', '.join(different)}")
-    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Store the configuration, or check that the folder's is the same but for the loop."""
+    check_claim(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> LabelledVolume:

@@ -26,7 +26,7 @@ from infra.cluster import cluster_resources
 from models.errors import InvalidConfig, PetavoxelError, RuntimeUnavailable
 from models.training.loop import Progress
 from models.training.share import Share
-from services.training import TrainConfig, learn, progress_bar
+from services.training import TrainConfig, check_claim, learn, progress_bar
 
 FAILURES = 3
 """Deaths of workers that one call survives; the same command goes on after more."""
@@ -52,6 +52,7 @@ def train_on_workers(config: TrainConfig, folder: Path, data: Path, workers: Wor
     for them or they die again and again, and what `services.training.train` raises.
     """
     Share(0, workers.count).patches(config.loop.batch_size)
+    check_claim(config, folder)
     gpus = _gpus(config, workers)
     folder, state = folder.resolve(), folder.resolve() / "ray"
     board: Any = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
@@ -139,7 +140,7 @@ def _work(given: dict[str, Any]) -> None:
         learn(config, Path(given["folder"]), Path(given["data"]), board.show.remote, share)
     except PetavoxelError as error:
         ray.get(board.tell.remote(error))
-        raise
+        raise  # Ray ends the others, which wait for a sum, and starts all once more
 
 
 def _gpus(config: TrainConfig, workers: Workers) -> bool:
