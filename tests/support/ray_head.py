@@ -63,10 +63,11 @@ class RayHead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        head = psutil.Process(self.process.pid)
-        for process in [*head.children(recursive=True), head]:  # asked to end, Ray would take half a minute
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            head = psutil.Process(self.process.pid)
+            for process in [*head.children(recursive=True), head]:  # asked to end, Ray would take half a minute
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait(timeout=30)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -80,7 +81,8 @@ class RayHead:
         """The text at a URL once it contains `text`."""
         give_up, last = time.monotonic() + seconds, ""
         while time.monotonic() < give_up:
-            assert self.process.poll() is None, "Ray has ended"
+            if self.process.poll() is not None:
+                raise AssertionError(f"Ray has ended: {(Path(self._folder) / 'out.txt').read_text()[-2000:]}")
             try:
                 last = self.get(url)
             except OSError as error:
