@@ -57,6 +57,28 @@ class Session(Protocol):
         ...
 
 
+class SessionAround:
+    """A `Session` that says of itself what the one inside says; subclasses run it in their own way."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def device(self) -> str:
+        """Where it runs, as the engine names it."""
+        return self._session.device
+
+    @property
+    def precision(self) -> str:
+        """The precision that convolutions are computed in."""
+        return self._session.precision
+
+    @property
+    def engine(self) -> str:
+        """Name and version of the engine."""
+        return self._session.engine
+
+
 def open_session(
     model: Model,
     *,

@@ -14,14 +14,14 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.runtimes.session import Session
+from infra.runtimes.session import Session, SessionAround
 from services.endpoints import tracing
 
 Patches = NDArray[np.float32]
 Place = tuple[Patches, "Future[Patches]"]
 
 
-class BatchedSession:
+class BatchedSession(SessionAround):
     """A `Session` that joins single patches of several threads into batches of `max_batch`, by patch shape.
 
     `observe` is called with the number of patches of each batch, padding not counted. With a `max_batch` of 1, and for
@@ -29,24 +29,10 @@ class BatchedSession:
     """
 
     def __init__(self, session: Session, max_batch: int, observe: Callable[[int], None]) -> None:
-        self._session, self._max, self._observe = session, max_batch, observe
+        super().__init__(session)
+        self._max, self._observe = max_batch, observe
         self._running, self._queues_lock = threading.Lock(), threading.Lock()
         self._queues: dict[tuple[int, ...], deque[Place]] = defaultdict(deque)
-
-    @property
-    def device(self) -> str:
-        """Where it runs, as the engine names it."""
-        return self._session.device
-
-    @property
-    def precision(self) -> str:
-        """The precision that convolutions are computed in."""
-        return self._session.precision
-
-    @property
-    def engine(self) -> str:
-        """Name and version of the engine."""
-        return self._session.engine
 
     def run(self, patches: Patches) -> Patches:
         """Run the network; see `infra.runtimes.session.Session.run`."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.runtimes.session import Session
+from infra.runtimes.session import SessionAround
 from services.endpoints.problems import DeadlineExceeded
 
 Result = TypeVar("Result")
@@ -30,26 +30,8 @@ async def in_thread(work: Callable[[], Result]) -> Result:
         raise
 
 
-class InterruptibleSession:
+class InterruptibleSession(SessionAround):
     """A `Session` that raises `DeadlineExceeded` once the work of `in_thread` that calls it was cancelled."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    @property
-    def device(self) -> str:
-        """Where it runs, as the engine names it."""
-        return self._session.device
-
-    @property
-    def precision(self) -> str:
-        """The precision that convolutions are computed in."""
-        return self._session.precision
-
-    @property
-    def engine(self) -> str:
-        """Name and version of the engine."""
-        return self._session.engine
 
     def run(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network; see `infra.runtimes.session.Session.run`."""
