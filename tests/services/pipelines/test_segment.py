@@ -61,7 +61,8 @@ def test_output_is_complete_and_open_to_others(finished: Path, image: str) -> No
     run = json.loads((finished / "run.json").read_text())
     assert run["voxel_size_nm"] == [10, 10, 10]
     assert run["model"]["sha256"]
-    assert run["options"]["precision"] in ("bf16", "fp32")
+    assert run["options"]["precision"] == "auto"
+    assert run["engine"]["precision"] in ("bf16", "fp32")
     names = {path.name for path in finished.iterdir()}
     expected = {"run.json", "affinities.zarr", "supervoxels.zarr", "segmentation.zarr", "region_graph", "agglomeration"}
     assert expected | {"skeletons", "progress"} == names
