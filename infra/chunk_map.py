@@ -270,7 +270,9 @@ def _dataset(
     def build() -> ray.data.Dataset:
         _configure()
         dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=tasks)
-        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None, "batch_size": None}
+        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus or None}
+        # Ray Data wants a size where there are GPUs; the smallest block's keeps each block a task of its own.
+        options["batch_size"] = len(rows) // tasks if placement.gpus else None
         if placement.stateful:
             return dataset.map_batches(
                 Worker,

@@ -14,7 +14,11 @@ from pathlib import Path
 
 import psutil
 
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONPATH": str(Path(__file__).parent),  # functions of test modules run on the nodes, and import what these do
+}
 
 
 class RayNodes:
