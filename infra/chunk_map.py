@@ -345,7 +345,7 @@ class _Pump:
                 if self.stopped.is_set():
                     return
         except Exception as error:  # whatever ends the dataset: what has not ended by then is lost, and run again
-            self.error = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            self.error = f"({type(error).__name__}: {_shortened(str(error))})"
         finally:
             self.messages.put({})
 
@@ -358,3 +358,9 @@ class _Pump:
         for text in table.column("row").to_pylist():
             for message in json.loads(text):
                 self.messages.put(message)
+
+
+def _shortened(text: str) -> str:
+    """One line of an error; Ray says at the beginning what died, and at the end why."""
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:100]} … {line[-400:]}"

@@ -23,6 +23,7 @@ from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
 from infra.volumes import open_volume
+from infra.volumes.stores import write_whole
 from models.catalog import sha256_of
 from models.errors import InvalidConfig, InvalidVolume, NotFound, RunConflict
 from models.geometry import NEAREST, Box, Triple, VoxelSize
@@ -246,17 +247,28 @@ def check_claim(config: TrainConfig, folder: Path) -> None:
     """Raise `RunConflict` where the folder holds a run whose configuration differs in more than the loop."""
     path = folder / "config.yaml"
     if path.exists():
-        asked, held = config.model_dump(mode="json"), yaml.safe_load(path.read_text())
+        asked, held = config.model_dump(mode="json"), _held(path)
         different = sorted(key for key in asked.keys() | held.keys() if asked.get(key) != held.get(key))
         if set(different) - {"loop"}:
             raise RunConflict(f"{folder}: holds a run with another configuration; different: {', '.join(different)}")
 
 
+def _held(path: Path) -> dict[str, Any]:
+    """A run folder's configuration; raises `InvalidConfig` where the file is damaged."""
+    try:
+        held = yaml.safe_load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidConfig(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(held, dict):
+        raise InvalidConfig(f"{path}: expected the configuration of a run, got {type(held).__name__}")
+    return held
+
+
 def _claim(config: TrainConfig, folder: Path) -> None:
     """Store the configuration, or check that the folder's is the same but for the loop."""
     check_claim(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    described = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(folder / "config.yaml", described.encode())
 
 
 def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> LabelledVolume:

@@ -6,6 +6,7 @@ what is learnt is therefore the same, to rounding, with any number of workers.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import warnings
@@ -28,10 +29,14 @@ from models.training.loop import Progress
 from models.training.share import Share
 from services.training import TrainConfig, check_claim, learn, progress_bar
 
+logger = logging.getLogger(__name__)
+
 FAILURES = 3
 """Deaths of workers that one call survives; the same command goes on after more."""
 LOOK_S = 0.5
 """How often the progress is asked for."""
+BOARD_S = 60.0
+"""How long the board may take to answer; its node may be lost, which ends neither the run nor its report."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def train_on_workers(config: TrainConfig, folder: Path, data: Path, workers: Wor
                 trainer.fit()
         except TrainingFailedError as error:
             failed = error
-    mistake = ray.get(board.mistake.remote())
+    mistake = _mistake(board)
     shutil.rmtree(state, ignore_errors=True)
     if mistake is not None:
         raise mistake
@@ -128,7 +133,7 @@ class _Board:
 def _work(given: dict[str, Any]) -> None:
     """What one worker does."""
     board, context = given["board"], get_context()
-    if ray.get(board.mistake.remote()) is not None:
+    if _mistake(board) is not None:
         return  # the group was started again; it would end the same way
     torch.set_num_threads(given["threads"])
     device = get_device()
@@ -139,12 +144,30 @@ def _work(given: dict[str, Any]) -> None:
         config = TrainConfig.model_validate(given["config"])
         learn(config, Path(given["folder"]), Path(given["data"]), board.show.remote, share)
     except PetavoxelError as error:
-        ray.get(board.tell.remote(error))
+        _asked(board.tell.remote(error))
         raise  # Ray ends the others, which wait for a sum, and starts all once more
 
 
+def _mistake(board: Any) -> PetavoxelError | None:
+    """The mistake that was told; None also where the board is lost: then Ray's own report has to do."""
+    told: PetavoxelError | None = _asked(board.mistake.remote())
+    return told
+
+
+def _asked(answer: Any) -> Any:
+    """What the board answers, None where it is lost."""
+    try:
+        return ray.get(answer, timeout=BOARD_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        logger.warning("the workers' reports are lost: %s", type(error).__name__)
+        return None
+
+
 def _gpus(config: TrainConfig, workers: Workers) -> bool:
-    """Whether workers get a GPU each; raises `RuntimeUnavailable` where there is no room for them."""
+    """Whether workers get a GPU each.
+
+    Raises `InvalidConfig` where a GPU is asked for and there is none, `RuntimeUnavailable` where there is no room.
+    """
     held = cluster_resources()
     gpus, cpus = int(held["GPU"]), int(held["CPU"])
     if config.loop.device == "cuda" and not gpus:
@@ -167,7 +190,7 @@ def _shown(board: Any, show: Callable[[Progress], None]) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(LOOK_S):
-            latest = ray.get(board.latest.remote())
+            latest: Progress | None = _asked(board.latest.remote())
             if latest is not None:
                 show(latest)
 

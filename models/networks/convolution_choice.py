@@ -1,22 +1,19 @@
 """Which convolutions of a network are done by Fourier transform: decided per layer by measuring both.
 
 Where the break-even lies depends on kernel, image, channels, precision and machine, so nothing but a stopwatch knows
-it. Measurements are kept by shape, and can be stored, so that a machine measures a layer once.
+it. Measurements are kept by shape, so that equal layers are measured once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from models.errors import InvalidConfig
 from models.networks.fft_convolution import FFTConv3d, transformable
 
 logger = logging.getLogger(__name__)
@@ -30,19 +27,6 @@ class Measurements:
     """Seconds of a forward and backward pass, direct and by transform, by layer and shape; see `layer_key`."""
 
     seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Measurements:
-        """What `write` wrote; raises `InvalidConfig` for anything else."""
-        try:
-            held = json.loads(path.read_text())
-            return cls({str(key): (float(direct), float(fft)) for key, (direct, fft) in held.items()})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InvalidConfig(f"{path}: expected measurements of convolutions ({error})") from error
-
-    def write(self, path: Path) -> None:
-        """Write JSON: key to the two times."""
-        path.write_text(json.dumps(self.seconds, indent=1, sort_keys=True) + "\n")
 
     def of(self, convolution: nn.Conv3d, maps: torch.Tensor) -> tuple[float, float]:
         """Seconds of both ways for maps of this shape, measured if they are not known yet."""

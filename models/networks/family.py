@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from models.errors import InvalidModel
@@ -39,10 +38,6 @@ class Network(nn.Module):
     """
 
     config: NetworkConfig
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a normalised image."""
-        raise NotImplementedError
 
     def begin_with(self, other: Network) -> None:
         """Take the weights that a trained network has in common; raises `InvalidModel` where that makes no sense."""

@@ -10,6 +10,7 @@ D. Ciresan, G. Fricout, J. Schmidhuber, arXiv:1302.1690 (dense evaluation of max
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.errors import InvalidConfig
 from models.geometry import Triple
 
 
@@ -50,6 +52,44 @@ def field_of_view(layers: Sequence[Layer]) -> Triple:
         kz, ky, kx = layer.kernel
         z, y, x = z + (kz - 1) * dz, y + (ky - 1) * dy, x + (kx - 1) * dx
     return z, y, x
+
+
+@dataclass(frozen=True)
+class RarefiedConfig(ABC):
+    """Shape of a network that is one `RarefiedStack`.
+
+    Parameters
+    ----------
+    out_channels
+        1: inside of an object; else affinity channels.
+    widths
+        Feature maps of five groups of layers.
+
+    Raises `InvalidConfig` for impossible values.
+    """
+
+    out_channels: int
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.out_channels < 1 or len(self.widths) != 5 or min(self.widths) < 1:
+            raise InvalidConfig(f"network: expected a positive number of channels and five widths, got {self}")
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the strided network."""
+
+    @property
+    def divisor(self) -> Triple:
+        """Any extent that is larger than twice the margin will do."""
+        return 1, 1, 1
+
+    @property
+    def margin(self) -> Triple:
+        """Half of the field of view."""
+        z, y, x = field_of_view(self.layers)
+        return z // 2, y // 2, x // 2
 
 
 class RarefiedStack(nn.Module):

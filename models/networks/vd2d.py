@@ -16,34 +16,18 @@ from typing import Any
 
 import torch
 
-from models.errors import InvalidConfig
-from models.geometry import Triple
 from models.networks.family import Family, Network
-from models.networks.rarefaction import Layer, RarefiedStack, field_of_view
+from models.networks.rarefaction import Layer, RarefiedConfig, RarefiedStack
 
 POOL = Layer((1, 2, 2), stride=(1, 2, 2))
 
 
 @dataclass(frozen=True)
-class VD2DConfig:
-    """Shape of a VD2D.
-
-    Parameters
-    ----------
-    out_channels
-        1: inside of an object; else affinity channels.
-    widths
-        Feature maps of the four levels between poolings and of the last layer but one.
-
-    Raises `InvalidConfig` for impossible values.
-    """
+class VD2DConfig(RarefiedConfig):
+    """Shape of a VD2D; the widths are those of the four levels between poolings and of the last layer but one."""
 
     out_channels: int = 1
     widths: tuple[int, ...] = (24, 36, 48, 60, 200)
-
-    def __post_init__(self) -> None:
-        if self.out_channels < 1 or len(self.widths) != 5 or min(self.widths) < 1:
-            raise InvalidConfig(f"network: expected a positive number of channels and five widths, got {self}")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -56,17 +40,6 @@ class VD2DConfig:
             Layer((1, 3, 3), fourth), Layer((1, 3, 3), fourth), POOL,
             Layer((1, 3, 3), last), Layer((1, 1, 1), self.out_channels),
         )  # fmt: skip
-
-    @property
-    def divisor(self) -> Triple:
-        """Any extent that is larger than twice the margin will do."""
-        return 1, 1, 1
-
-    @property
-    def margin(self) -> Triple:
-        """Half of the field of view."""
-        z, y, x = field_of_view(self.layers)
-        return z // 2, y // 2, x // 2
 
 
 class VD2D(Network):

@@ -22,12 +22,12 @@ import torch
 from models.errors import InvalidConfig, InvalidModel
 from models.geometry import Triple
 from models.networks.family import Family, Network
-from models.networks.rarefaction import Layer, RarefiedStack, copy_leading, field_of_view
+from models.networks.rarefaction import Layer, RarefiedConfig, RarefiedStack, copy_leading
 from models.networks.vd2d import POOL, VD2D, VD2DConfig
 
 
 @dataclass(frozen=True)
-class VD2D3DConfig:
+class VD2D3DConfig(RarefiedConfig):
     """Shape of a VD2D3D.
 
     Parameters
@@ -47,8 +47,7 @@ class VD2D3DConfig:
     recursion: VD2DConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.out_channels < 1 or len(self.widths) != 5 or min(self.widths) < 1:
-            raise InvalidConfig(f"network: expected a positive number of channels and five widths, got {self}")
+        super().__post_init__()
         if self.recursion is not None and self.recursion.out_channels != 1:
             raise InvalidConfig(
                 f"network: recursion expects a first network of one channel, got {self.recursion.out_channels}"
@@ -67,14 +66,9 @@ class VD2D3DConfig:
         )  # fmt: skip
 
     @property
-    def divisor(self) -> Triple:
-        """Any extent that is larger than twice the margin will do."""
-        return 1, 1, 1
-
-    @property
     def margin(self) -> Triple:
         """Half of the field of view; with recursion that of both networks together."""
-        z, y, x = (extent // 2 for extent in field_of_view(self.layers))
+        z, y, x = super().margin
         if self.recursion is not None:
             first = self.recursion.margin
             z, y, x = z + first[0], y + first[1], x + first[2]

@@ -71,9 +71,9 @@ def segment(
     )
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
     request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)
-    check(request)
+    checked = check(request)
     with cluster(address):
-        summary = run_pipeline(prepare(request))
+        summary = run_pipeline(prepare(checked))
     print_summary(summary)
     print(f"{out}: done; look at it with: petavoxel view {out}")
 
@@ -98,8 +98,8 @@ def predict(
     options = _options({"runtime": runtime, "precision": precision, "augment": augment})
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
     request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)
-    check(request)
-    _run_phase(lambda: prepare(request), "predict", address, "petavoxel watershed")
+    checked = check(request)
+    _run_phase(lambda: prepare(checked), "predict", address, "petavoxel watershed")
 
 
 def watershed(out: Held, low: Low = None, high: High = None, address: Address = None) -> None:

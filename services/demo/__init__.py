@@ -10,7 +10,7 @@ from infra.objects import Folder
 from infra.volumes import open_volume
 from services.evaluate import SegmentationScores, evaluate_segmentation
 from services.overlay import write_overlay
-from services.pipelines.preparation import Request, prepare
+from services.pipelines.preparation import Request, check, prepare
 from services.pipelines.segment import segment
 from services.pipelines.stage import Summary
 from services.run import SegmentOptions
@@ -36,7 +36,7 @@ def demo(out: Path) -> DemoResult:
     if folder.exists("progress/complete.json") and folder.read_json("run.json").get("image") == open_volume(image).url:
         folder.remove("")
     began = time.monotonic()
-    summary = segment(prepare(Request(image, str(out), MODEL, SegmentOptions())))
+    summary = segment(prepare(check(Request(image, str(out), MODEL, SegmentOptions()))))
     seconds = time.monotonic() - began
     labels = open_volume(folder.at("segmentation.zarr"))
     truth = open_volume(f"{CROP}:/neurons")

@@ -56,6 +56,7 @@ class Request:
 class Checked:
     """A request whose image, model and box fit each other; `reference` is what workers find the model by."""
 
+    request: Request
     reference: str
     model: Model
     image: Volume
@@ -79,18 +80,18 @@ def check(request: Request) -> Checked:
         raise InvalidInput(f"box: expected voxels within the image's {image.box}, got {domain}")
     plan = patch_plan(model.card, image.info.shape)
     chunk_shape = triple(request.chunk or plan.stride, "chunk", minimum=8)
-    return Checked(reference, model, image, voxel_size, domain, plan, chunk_shape)
+    return Checked(request, reference, model, image, voxel_size, domain, plan, chunk_shape)
 
 
-def prepare(request: Request) -> Run:
-    """Check image, model and output prefix, and claim the prefix with `run.json`; nothing is computed yet.
+def prepare(checked: Checked) -> Run:
+    """Check the output prefix, and claim it with `run.json`; nothing is computed yet.
 
-    On a cluster its workers are asked for their runtime; see `services.engine`. Raises what `check` raises,
-    `RuntimeUnavailable` where no worker has the runtime, `RunConflict` where the output prefix holds something else, or
-    was begun with another runtime.
+    On a cluster its workers are asked for their runtime; see `services.engine`. Raises `RuntimeUnavailable` where no
+    worker has the runtime, `RunConflict` where the output prefix holds something else, or was begun with another
+    runtime, `StorageFailed` where what it holds is damaged.
     """
-    checked = check(request)
-    model, image, domain, chunk_shape = checked.model, checked.image, checked.domain, checked.chunk_shape
+    request, model, image = checked.request, checked.model, checked.image
+    domain, chunk_shape = checked.domain, checked.chunk_shape
     folder, options, threads = Folder(request.out), request.options, inference_threads()
     wanted = Wanted(checked.reference, options.runtime, options.precision, threads)
     engine = _engine(folder, wanted, _finder(request.endpoints, model))
@@ -152,11 +153,15 @@ def _engine(folder: Folder, wanted: Wanted, find: Finder) -> Engine:
     held = folder.read_json("run.json") if folder.exists("run.json") else {}
     if "engine" not in held:
         return find(wanted)
-    begun = TypeAdapter(Engine).validate_python(held["engine"])
+    try:
+        begun = TypeAdapter(Engine).validate_python(held["engine"])
+        key = held["keys"]["predict"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise _damaged(folder, error) from error
     if wanted.runtime not in ("auto", begun.runtime) or wanted.precision not in ("auto", begun.precision):
         return find(wanted)  # another run, by what is asked; the claim says so
     marker = "progress/phases/predict.json"
-    if folder.exists(marker) and folder.read_json(marker).get("key") == held["keys"]["predict"]:
+    if folder.exists(marker) and folder.read_json(marker).get("key") == key:
         return begun  # nothing is predicted any more
     asked = replace(wanted, runtime=begun.runtime, precision=begun.precision)
     try:
@@ -186,8 +191,12 @@ def opened_run(out: str) -> Run:
         return TypeAdapter(Run).validate_python(
             {**held["run"], "out": folder.url, **{name: held[name] for name in ("engine", "options", "keys")}}
         )
-    except (KeyError, ValidationError) as error:
-        raise StorageFailed(f"{folder.at('run.json')}: expected the description of a segmentation, {error}") from error
+    except (KeyError, TypeError, ValidationError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Folder, error: Exception) -> StorageFailed:
+    return StorageFailed(f"{folder.at('run.json')}: expected the description of a segmentation, {error}")
 
 
 def changed_run(run: Run, options: SegmentOptions) -> Run:

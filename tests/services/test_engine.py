@@ -20,10 +20,10 @@ from infra.runtimes import tensorrt_modules
 from infra.runtimes.session import open_session
 from infra.volumes import VolumeInfo, create_volume
 from models.catalog import Model
-from models.errors import RunConflict, RuntimeUnavailable
+from models.errors import RunConflict, RuntimeUnavailable, StorageFailed
 from models.geometry import Box, ChunkGrid
 from services.engine import Wanted, check_engine, engine_of, find_engine, look
-from services.pipelines.preparation import Request, opened_run, prepare
+from services.pipelines.preparation import Request, check, opened_run, prepare
 from services.pipelines.segment import predict_stages
 from services.pipelines.stage import Stage, inference_threads, placement
 from services.run import Engine, SegmentOptions
@@ -53,7 +53,7 @@ def change_engine(out: Path, **changes: str) -> Engine:
 
 
 def test_the_plan_keeps_what_was_asked_for_and_what_it_became(image: str, model: Model, tmp_path: Path) -> None:
-    run = prepare(asked(image, tmp_path, model))
+    run = prepare(check(asked(image, tmp_path, model)))
     session = open_session(model)
     assert (run.options.runtime, run.options.precision) == ("auto", "auto")
     assert run.engine == engine_of("openvino", session)
@@ -61,14 +61,14 @@ def test_the_plan_keeps_what_was_asked_for_and_what_it_became(image: str, model:
     assert not run.engine.gpu
     assert opened_run(str(tmp_path)).engine == run.engine
     assert run.made_from("predict")["engine"] == session.engine
-    named = prepare(asked(image, tmp_path, model, runtime="openvino", precision=session.precision))
+    named = prepare(check(asked(image, tmp_path, model, runtime="openvino", precision=session.precision)))
     assert named.keys == run.keys
 
 
 def test_engines_have_keys_of_their_own(image: str, model: Model, tmp_path: Path) -> None:
     keys = {
         (runtime, precision): prepare(
-            asked(image, tmp_path / f"{runtime}{precision}", model, runtime=runtime, precision=precision)
+            check(asked(image, tmp_path / f"{runtime}{precision}", model, runtime=runtime, precision=precision))
         ).keys["predict"]
         for runtime, precision in (("openvino", "fp32"), ("torch", "fp32"), ("torch", "bf16"))
     }
@@ -76,12 +76,12 @@ def test_engines_have_keys_of_their_own(image: str, model: Model, tmp_path: Path
 
 
 def test_a_run_goes_on_with_what_it_was_begun_with(image: str, model: Model, tmp_path: Path) -> None:
-    begun = prepare(asked(image, tmp_path, model, runtime="torch"))
+    begun = prepare(check(asked(image, tmp_path, model, runtime="torch")))
     assert begun.engine.runtime == "torch"
     with pytest.raises(RunConflict, match=r"different: .*engine"):
-        prepare(asked(image, tmp_path, model, runtime="openvino"))
-    assert prepare(asked(image, tmp_path, model, runtime="torch", precision="fp32")).keys == begun.keys
-    resumed = prepare(asked(image, tmp_path, model, runtime="auto"))
+        prepare(check(asked(image, tmp_path, model, runtime="openvino")))
+    assert prepare(check(asked(image, tmp_path, model, runtime="torch", precision="fp32"))).keys == begun.keys
+    resumed = prepare(check(asked(image, tmp_path, model, runtime="auto")))
     assert resumed.engine == begun.engine
     assert resumed.keys == begun.keys
 
@@ -89,21 +89,27 @@ def test_a_run_goes_on_with_what_it_was_begun_with(image: str, model: Model, tmp
 def test_a_run_begun_elsewhere_is_refused_until_its_predictions_are_there(
     image: str, model: Model, tmp_path: Path
 ) -> None:
-    run = prepare(asked(image, tmp_path, model))
+    run = prepare(check(asked(image, tmp_path, model)))
     change_engine(tmp_path, name="OpenVINO 1.2.3")
     with pytest.raises(RunConflict, match=r"begun with OpenVINO 1\.2\.3, .*, the workers have OpenVINO 20"):
-        prepare(asked(image, tmp_path, model))
+        prepare(check(asked(image, tmp_path, model)))
     change_engine(tmp_path, runtime="tensorrt", name="tensorrt 10 on NVIDIA L4", precision="fp16")
     if not tensorrt_modules.usable():
         with pytest.raises(RunConflict, match="begun with tensorrt 10 on NVIDIA L4, fp16; "):
-            prepare(asked(image, tmp_path, model))
+            prepare(check(asked(image, tmp_path, model)))
+    held = run.folder.read_json("run.json")
+    for damage in ({"engine": {"runtime": "x"}}, {"engine": "torch"}, {"keys": {}}):
+        run.folder.write_json("run.json", {**held, **damage})
+        with pytest.raises(StorageFailed, match=r"run\.json: expected the description of a segmentation"):
+            prepare(check(asked(image, tmp_path, model)))
+    run.folder.write_json("run.json", held)
     run.folder.write_json("progress/phases/predict.json", {"key": run.keys["predict"]})
     change_engine(tmp_path, **{name: str(getattr(run.engine, name)) for name in ("runtime", "name", "precision")})
-    assert prepare(asked(image, tmp_path, model)).keys == run.keys
+    assert prepare(check(asked(image, tmp_path, model))).keys == run.keys
 
 
 def test_a_worker_with_something_else_refuses_its_chunks(image: str, model: Model, tmp_path: Path) -> None:
-    run = prepare(asked(image, tmp_path, model, precision="fp32"))
+    run = prepare(check(asked(image, tmp_path, model, precision="fp32")))
     check_engine(run.engine, open_session(model, precision="fp32"))
     change_engine(tmp_path, name="OpenVINO 1.2.3")
     with pytest.raises(RuntimeUnavailable, match=r"come from OpenVINO 1\.2\.3, fp32, this worker has OpenVINO 20"):
@@ -183,7 +189,7 @@ class TestOnACluster:
             find_engine(Wanted(str(model.folder), "tensorrt", "auto", 2))
 
     def test_stages_are_placed_by_the_engine(self, grown: str, image: str, model: Model, tmp_path: Path) -> None:
-        run = prepare(asked(image, tmp_path, model, runtime="openvino"))
+        run = prepare(check(asked(image, tmp_path, model, runtime="openvino")))
         (stage,) = predict_stages(run)
         assert inference_threads() == 2
         assert (placement(stage).cpus, placement(stage).gpus, placement(stage).workers) == (2, 0, 1)

@@ -20,7 +20,7 @@ from models.catalog import CARD_NAME, Model
 from models.errors import InvalidModel, RuntimeUnavailable
 from models.geometry import Triple
 from services.endpoints.config import ServeConfig
-from services.pipelines.preparation import Request, opened_run, prepare
+from services.pipelines.preparation import Request, check, opened_run, prepare
 from services.pipelines.segment import begin_phase, run_phase
 from services.pipelines.stage import Summary, placement
 from services.run import Engine, Run, SegmentOptions
@@ -53,7 +53,7 @@ def asked(image: str, out: Path, model: Model, chunk: Triple = (20, 20, 20), **o
 
 
 def predicted_here(by_endpoints: Request, out: Path) -> Run:
-    run = prepare(replace(by_endpoints, out=str(out), endpoints=None))
+    run = prepare(check(replace(by_endpoints, out=str(out), endpoints=None)))
     run_phase_in_process(run, "predict")
     return run
 
@@ -64,15 +64,16 @@ def voxels(run: Run) -> dict[str, bytes]:
 
 
 def replica() -> psutil.Process:
+    """The replica that serves: the newest, where one that other tests had is still ending."""
     processes = psutil.Process().children(recursive=True)
-    (found,) = (each for each in processes if f"ServeReplica:{APP}:Models" in " ".join(each.cmdline()))
-    return found
+    found = [each for each in processes if f"ServeReplica:{APP}:Models" in " ".join(each.cmdline())]
+    return max(found, key=psutil.Process.create_time)
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_bytes_are_those_of_own_workers(image: str, model: Model, tmp_path: Path, augment: bool) -> None:
     request = asked(image, tmp_path / "out", model, augment=augment)
-    run = prepare(request)
+    run = prepare(check(request))
     assert run.endpoints == APP
     run_phase(run, "predict", Summary())
     own = predicted_here(request, tmp_path / "own")
@@ -84,7 +85,7 @@ def test_the_bytes_are_those_of_own_workers(image: str, model: Model, tmp_path: 
 
 def test_a_replica_is_killed(image: str, model: Model, tmp_path: Path) -> None:
     request = asked(image, tmp_path / "out", model, chunk=(8, 8, 8))
-    run, victim, killed = prepare(request), replica(), threading.Event()
+    run, victim, killed = prepare(check(request)), replica(), threading.Event()
 
     def kill() -> None:
         while len(Folder(run.out).names("progress/predict")) < 5:
@@ -100,7 +101,7 @@ def test_a_replica_is_killed(image: str, model: Model, tmp_path: Path) -> None:
 
 
 def test_workers_beside_endpoints_are_light(image: str, model: Model, tmp_path: Path) -> None:
-    (stage,) = begin_phase(prepare(asked(image, tmp_path / "out", model)), "predict")
+    (stage,) = begin_phase(prepare(check(asked(image, tmp_path / "out", model))), "predict")
     placed = placement(stage)
     assert (placed.workers, placed.cpus, placed.gpus) == (2, 0.5, 0)
 
@@ -115,7 +116,7 @@ def test_another_model_is_refused(image: str, model: Model, tmp_path: Path) -> N
         (folder / CARD_NAME).write_text(replace(model.card, name=name, file=file).to_json())
         request = replace(asked(image, tmp_path / "out", model), model=str(folder))
         with pytest.raises(InvalidModel, match="they serve" if name != "unknown" else "this server has"):
-            prepare(request)
+            prepare(check(request))
     assert not (tmp_path / "out" / "run.json").exists()
 
 
@@ -123,7 +124,7 @@ def test_another_engine_is_refused(image: str, model: Model, tmp_path: Path) -> 
     from services.served import ServedModel
 
     with pytest.raises(RuntimeUnavailable, match="expected torch in auto, they have OpenVINO"):
-        prepare(asked(image, tmp_path / "out", model, runtime="torch"))
+        prepare(check(asked(image, tmp_path / "out", model, runtime="torch")))
     served = ServedModel.find(APP, model.card, Engine("openvino", "fp32", "OpenVINO 1.2.3", False))
     with pytest.raises(RuntimeUnavailable, match="come from OpenVINO 1"):
         served.asked_engine()
@@ -131,7 +132,7 @@ def test_another_engine_is_refused(image: str, model: Model, tmp_path: Path) -> 
 
 def test_endpoints_that_are_not_there(image: str, model: Model, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="endpoints nothing: no such application"):
-        prepare(replace(asked(image, tmp_path / "out", model), endpoints="nothing"))
+        prepare(check(replace(asked(image, tmp_path / "out", model), endpoints="nothing")))
 
 
 def test_endpoints_that_do_not_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from sheets import write_sheets
 from typer.testing import CliRunner
 
 from models.errors import InvalidVolume, PetavoxelError
@@ -53,9 +54,7 @@ def train(folder: Path, config: str, out: str = "run", *more: str) -> Done:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    labels = np.repeat(np.arange(1, 7, dtype=np.uint32), 5)[None, None, :].repeat(40, 0).repeat(30, 1)
-    raw = np.where(np.arange(30) % 5 == 0, 50, 180).astype(np.uint8)
-    np.savez_compressed(tmp_path / "data.npz", raw=np.broadcast_to(raw, labels.shape), labels=labels)
+    write_sheets(tmp_path / "data.npz")
     return tmp_path
 
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
 import torch
+from sheets import write_sheets
 
 from infra.cluster import cluster
 from models.errors import InvalidConfig, RunConflict, RuntimeUnavailable
@@ -43,9 +43,7 @@ def config(**loop: Any) -> TrainConfig:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    labels = np.repeat(np.arange(1, 7, dtype=np.uint32), 5)[None, None, :].repeat(40, 0).repeat(30, 1)
-    raw = np.where(np.arange(30) % 5 == 0, 50, 180).astype(np.uint8)
-    np.savez_compressed(tmp_path / "data.npz", raw=np.broadcast_to(raw, labels.shape), labels=labels)
+    write_sheets(tmp_path / "data.npz")
     return tmp_path
 
 
@@ -66,12 +64,12 @@ def check_same_bytes(one: Path, other: Path) -> None:
         assert value.numpy().tobytes() == second[name].numpy().tobytes(), name
 
 
-def kill_a_worker(folder: Path) -> list[int]:
-    """Kill one worker as soon as the run in `folder` has a checkpoint."""
+def kill(folder: Path, name: str) -> list[int]:
+    """Kill one process of that name as soon as the run in `folder` has a checkpoint."""
     give_up = time.monotonic() + 600
     while not (folder / "last.pt").exists() and time.monotonic() < give_up:
         time.sleep(0.02)
-    found = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    found = [p for p in psutil.Process().children(recursive=True) if name in " ".join(p.cmdline())]
     for process in found[:1]:
         process.send_signal(signal.SIGKILL)
     return [process.pid for process in found[:1]]
@@ -90,10 +88,15 @@ def test_two_workers_learn_what_one_does_resume_and_survive_a_death(data: Path) 
     long = config(steps=60, validate_every=30)
     train_on_workers(long, data / "two", data, Workers(2))  # goes on from step 4
     with ThreadPoolExecutor(1) as killer:
-        killed = killer.submit(kill_a_worker, data / "killed")
+        killed = killer.submit(kill, data / "killed", "RayTrainWorker")
         train_on_workers(long, data / "killed", data, Workers(2))
         assert killed.result()
     check_same_bytes(data / "two", data / "killed")
+    with ThreadPoolExecutor(1) as killer:  # and to the end where what the workers tell is lost
+        killed = killer.submit(kill, data / "silent", "ray::_Board")
+        train_on_workers(long, data / "silent", data, Workers(2))
+        assert killed.result()
+    check_same_bytes(data / "two", data / "silent")
     train(config(steps=61, validate_every=30), data / "two", data)  # and one process goes on where two have been
     assert read_checkpoint(data / "two" / "last.pt")["step"] == 61
 
@@ -108,4 +111,8 @@ def test_mistakes_are_told_in_their_own_words(data: Path) -> None:
     (data / "other" / "config.yaml").write_text("name: another\n")
     with pytest.raises(RunConflict, match="another configuration"):
         train_on_workers(config(steps=2), data / "other", data, Workers(2))
+    for damaged in ("name: [", "\xff", ""):
+        (data / "other" / "config.yaml").write_text(damaged, encoding="latin-1")
+        with pytest.raises(InvalidConfig, match=r"config\.yaml: (not YAML|expected the configuration of a run)"):
+            train_on_workers(config(steps=2), data / "other", data, Workers(2))
     assert ray.is_initialized()

@@ -8,7 +8,7 @@ from models.catalog import Model
 from models.geometry import Box, Triple
 from models.segmentation.merge_tree import MergeTree
 from models.segmentation.region_graph import RegionGraph
-from services.pipelines.preparation import Request, prepare
+from services.pipelines.preparation import Request, check, prepare
 from services.pipelines.segment import PHASES, create_arrays
 from services.run import AgglomerationOptions, Engine, Run, SegmentOptions, WatershedOptions, stage_keys
 from services.stages.node_tables import read_faces, read_graph, read_merges
@@ -29,7 +29,7 @@ def request(image: str, out: str | Path, model: Model, chunk: Triple | None = No
 
 def run_in_process(asked: Request, *, skeletons: bool = False, rng: np.random.Generator | None = None) -> Run:
     """All stages without Ray, the chunks of each in random order where `rng` is given."""
-    run = prepare(asked)
+    run = prepare(check(asked))
     for phase in PHASES:
         run_phase_in_process(run, phase, skeletons=skeletons, rng=rng)
     return run

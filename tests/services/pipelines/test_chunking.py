@@ -9,7 +9,7 @@ from pipeline_runs import OPTIONS, SHAPE, merges_of, region_graph_of, request, r
 
 from models.catalog import Model
 from models.geometry import Box
-from services.pipelines.preparation import prepare
+from services.pipelines.preparation import check, prepare
 from services.run import Run
 from services.stages.node_tables import read_map
 
@@ -88,8 +88,8 @@ def test_every_voxel_is_labelled_and_segments_are_unions_of_supervoxels(whole: d
 
 
 def test_options_change_only_what_they_decide(image: str, model: Model, tmp_path: Path) -> None:
-    first = prepare(request(image, tmp_path / "a", model))
+    first = prepare(check(request(image, tmp_path / "a", model)))
     other = OPTIONS.model_copy(update={"agglomeration": OPTIONS.agglomeration.model_copy(update={"threshold": 0.6})})
-    second = prepare(replace(request(image, tmp_path / "b", model), options=other))
+    second = prepare(check(replace(request(image, tmp_path / "b", model), options=other)))
     same = {name for name in first.keys if first.keys[name] == second.keys[name]}
     assert same == {"predict", "watershed", "seams", "region_graph", "basins", "merges"}
