@@ -102,6 +102,29 @@ class PatchRules:
 
 
 @dataclass(frozen=True)
+class Segmentation:
+    """What makes segments of a network's affinities, chosen on its validation data; affinities are from 0 to 1.
+
+    Voxels stay apart up to an affinity of `low` and always join from `high` on; basins below `basin_voxels` join their
+    neighbour of largest affinity, if that is at least `basin_affinity`; segments merge down to a mean affinity of
+    `threshold`.
+    """
+
+    low: float = 0.0
+    high: float = 0.996
+    basin_voxels: int = 300
+    basin_affinity: float = 0.0
+    threshold: float = 0.22
+
+    def __post_init__(self) -> None:
+        fractions = (self.low, self.basin_affinity, self.threshold)
+        if not all(0 <= fraction <= 1 for fraction in fractions) or not 0 <= self.basin_voxels < 2**53:
+            raise InvalidModel(f"segmentation: expected affinities from 0 to 1 and voxels from 0, got {self}")
+        if not max(1, round(255 * self.low)) <= 255 * self.high <= 256.5:
+            raise InvalidModel(f"segmentation: low must not exceed high, and high not be 0, got {self}")
+
+
+@dataclass(frozen=True)
 class Training:
     """Where the weights come from: data, its terms of use, and the recipe's key figures."""
 
@@ -150,6 +173,7 @@ class ModelCard:
     training: Training
     file: ModelFile
     scores: tuple[Score, ...] = ()
+    segmentation: Segmentation = Segmentation()
 
     def __post_init__(self) -> None:
         if not self.name or self.axes != "zyx":

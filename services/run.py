@@ -5,27 +5,31 @@ A `Run` travels to every worker, so it holds descriptions only: URLs, boxes, opt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra.ledger import Ledger, digest
 from infra.objects import Folder
 from infra.volumes import Volume, open_volume
+from models.catalog import ModelCard, Segmentation
+from models.errors import InvalidConfig
 from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
 from models.octree import Octree
 from services.stages.skeletonize import SkeletonOptions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Group = TypeVar("Group", bound=BaseModel)
+_USUAL = Segmentation()
 
 
 class WatershedOptions(BaseModel):
     """Affinities, 0 to 1, up to which voxels stay apart (`low`) and from which they always join (`high`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    low: Fraction = 0.0
-    high: Annotated[float, Field(ge=0, le=1.004)] = 0.996
+    low: Fraction = _USUAL.low
+    high: Annotated[float, Field(ge=0, le=1.004)] = _USUAL.high
 
     @model_validator(mode="after")
     def _ordered(self) -> WatershedOptions:
@@ -43,9 +47,9 @@ class AgglomerationOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    basin_voxels: Annotated[int, Field(ge=0)] = 300
-    basin_affinity: Fraction = 0.0
-    threshold: Fraction = 0.22
+    basin_voxels: Annotated[int, Field(ge=0)] = _USUAL.basin_voxels
+    basin_affinity: Fraction = _USUAL.basin_affinity
+    threshold: Fraction = _USUAL.threshold
     tree_floor: Fraction = 0.1
 
     @property
@@ -64,6 +68,29 @@ class SegmentOptions(BaseModel):
     watershed: WatershedOptions = WatershedOptions()
     agglomeration: AgglomerationOptions = AgglomerationOptions()
     skeletons: SkeletonOptions | None = SkeletonOptions()
+
+    def completed(self, card: ModelCard) -> SegmentOptions:
+        """These options, and those of the model's card where none were given.
+
+        Raises `InvalidConfig` where they do not fit each other.
+        """
+        chosen = asdict(card.segmentation)
+        try:
+            groups = {
+                "watershed": _filled(self.watershed, chosen),
+                "agglomeration": _filled(self.agglomeration, chosen),
+            }
+        except ValidationError as error:
+            wrong = "; ".join(found["msg"] for found in error.errors())
+            raise InvalidConfig(f"options, beside those of the model {card.name}: {wrong}") from error
+        return self.model_copy(update=groups)
+
+
+def _filled(options: Group, chosen: dict[str, Any]) -> Group:
+    """`options` with what is chosen where nothing was given."""
+    missing = type(options).model_fields.keys() - options.model_fields_set
+    values = {**options.model_dump(), **{name: value for name, value in chosen.items() if name in missing}}
+    return type(options).model_validate(values)
 
 
 @dataclass(frozen=True)

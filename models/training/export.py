@@ -34,6 +34,7 @@ from models.catalog import (
     Output,
     PatchRules,
     Score,
+    Segmentation,
     Training,
     find_model,
     sha256_of,
@@ -45,6 +46,7 @@ from models.networks.inference import Probabilities, discarded, fold_batch_norm
 from models.networks.registry import build, described, read_config
 from models.training.loop import read_checkpoint
 from models.training.targets import INSIDE
+from models.training.validation import BASIN_VOXELS, WATERSHED_HIGH
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ def export_checkpoint(
             training=replace(training, details={**_recipe(content), **training.details}),
             file=ModelFile("model.onnx", sha256_of(path), path.stat().st_size),
             scores=scores,
+            segmentation=_segmentation(content),
         )
         return write_model(folder, card, path)
 
@@ -219,6 +222,15 @@ def default_patch(
         shape.append(-(-(stride + 2 * m) // d) * d)
         margin.append(m)
     return PatchRules(divisor, triple(shape, "patch"), triple(margin, "margin"))
+
+
+def _segmentation(content: dict[str, Any]) -> Segmentation:
+    """The options that the checkpoint was validated with, at its best threshold; the usual ones without validation."""
+    validation = content.get("provenance", {}).get("validation")
+    if not validation:
+        return Segmentation()
+    high = round(WATERSHED_HIGH / 255, 3)
+    return Segmentation(high=high, basin_voxels=BASIN_VOXELS, threshold=float(validation["threshold"]))
 
 
 def _recipe(content: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,10 @@ def segment(
     box: Region = None,
     address: Address = None,
     threshold: Threshold = None,
+    low: Low = None,
+    high: High = None,
+    basin_voxels: BasinVoxels = None,
+    basin_affinity: BasinAffinity = None,
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     augment: Augment = False,
@@ -60,14 +64,18 @@ def segment(
     any_voxel_size: AnySize = False,
     endpoints: Endpoints = None,
 ) -> None:
-    """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT."""
+    """Segment an image into neurons: supervoxels, segments with pyramid, region graph, merges and skeletons in OUT.
+
+    Thresholds that are not given are those of the model's card.
+    """
     from infra.cluster import cluster
     from services.pipelines.preparation import Request, check, prepare
     from services.pipelines.segment import segment as run_pipeline
 
     options = _options(
         {"runtime": runtime, "precision": precision, "augment": augment, **_skeletons(skeletons, skeleton_nm)},
-        agglomeration={"threshold": threshold},
+        watershed={"low": low, "high": high},
+        agglomeration={"threshold": threshold, "basin_voxels": basin_voxels, "basin_affinity": basin_affinity},
     )
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
     request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)

@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
 
+from models.catalog import Segmentation
 from models.errors import NotFound
 from services.endpoints import logs, tracing
 from services.endpoints.api import create_api
@@ -26,7 +27,7 @@ from services.endpoints.gate import Gate
 from services.endpoints.pool import ModelPool, Segmenters
 from services.endpoints.problems import Overloaded, Problem, Unavailable
 from services.endpoints.references import Prefixes
-from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.schemas import Reference
 from services.endpoints.tokens import Tokens
 from services.endpoints.worker import Answer
 
@@ -181,7 +182,7 @@ class Replicas:
         return answer
 
     async def segment(
-        self, call: Call, image: NDArray[Any] | Reference, settings: SegmentSettings, output: str | None
+        self, call: Call, image: NDArray[Any] | Reference, settings: Segmentation, output: str | None
     ) -> Answer | Problem:
         """Labels of an image or box; the affinities go from replica to replica, not through this process."""
         if output is not None:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from models.catalog import Segmentation
 from services.endpoints import tracing
 from services.endpoints.catalog import Entry
 from services.endpoints.problems import Problem
-from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.schemas import Reference
 from services.endpoints.worker import Answer
 
 
@@ -31,7 +32,7 @@ class Backend(Protocol):
         ...
 
     async def segment(
-        self, call: Call, image: NDArray[Any] | Reference, settings: SegmentSettings, output: str | None
+        self, call: Call, image: NDArray[Any] | Reference, settings: Segmentation, output: str | None
     ) -> Answer | Problem:
         """Labels of an image, or of a box of a volume, written to `output` if that is given."""
         ...

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from numpy.typing import NDArray
 from ray import serve
 
+from models.catalog import Segmentation
 from models.errors import PetavoxelError
 from services.endpoints import logs, metrics, tracing
 from services.endpoints.backend import Call
@@ -26,7 +27,7 @@ from services.endpoints.config import ServeConfig
 from services.endpoints.interruption import in_thread
 from services.endpoints.parts import Part, PartAnswer, predicted_part
 from services.endpoints.problems import InternalError, ModelUnavailable, Problem
-from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.schemas import Reference
 from services.endpoints.worker import Answer, Loaded, Worker
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Segmenters:
         self._core = asyncio.Semaphore(1)  # others wait for their affinities meanwhile
 
     async def segment(
-        self, call: Call, found: Answer | Problem, settings: SegmentSettings, output: str | None
+        self, call: Call, found: Answer | Problem, settings: Segmentation, output: str | None
     ) -> Answer | Problem:
         """Labels of what `ModelPool.predict` found; its problem, if it has one."""
         if isinstance(found, Problem):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from models.catalog import ModelCard
+from models.catalog import ModelCard, Segmentation
+from models.errors import InvalidInput, InvalidModel
 from models.geometry import Triple, VoxelSize
-from services.run import AgglomerationOptions, WatershedOptions
-
-_WATERSHED, _AGGLOMERATION = WatershedOptions(), AgglomerationOptions()
 
 VoxelSizeNm = tuple[
     Annotated[float, Field(gt=0, allow_inf_nan=False)],
@@ -41,29 +40,29 @@ class Reference(BaseModel):
 
 
 class SegmentSettings(BaseModel):
-    """How affinities become segments: the options of `petavoxel segment`, with its defaults."""
+    """How affinities become segments: the options of `petavoxel segment`, those of the model's card where not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low: Annotated[float, Field(ge=0, le=1, description="Affinity up to which voxels stay apart.")] = _WATERSHED.low
-    high: Annotated[float, Field(ge=0, le=1.004, description="Affinity from which voxels always join.")] = (
-        _WATERSHED.high
+    low: Annotated[float | None, Field(ge=0, le=1, description="Affinity up to which voxels stay apart.")] = None
+    high: Annotated[float | None, Field(ge=0, le=1.004, description="Affinity from which voxels always join.")] = None
+    basin_voxels: Annotated[
+        int | None, Field(ge=0, lt=2**53, description="Basins below this size join a neighbour.")
+    ] = None
+    basin_affinity: Annotated[float | None, Field(ge=0, le=1, description="Affinity that such a neighbour needs.")] = (
+        None
     )
-    basin_voxels: Annotated[int, Field(ge=0, le=2**53, description="Basins below this size join a neighbour.")] = (
-        _AGGLOMERATION.basin_voxels
-    )
-    basin_affinity: Annotated[float, Field(ge=0, le=1, description="Affinity that such a neighbour needs.")] = (
-        _AGGLOMERATION.basin_affinity
-    )
-    threshold: Annotated[float, Field(ge=0, le=1, description="Mean affinity down to which segments merge.")] = (
-        _AGGLOMERATION.threshold
+    threshold: Annotated[float | None, Field(ge=0, le=1, description="Mean affinity down to which segments merge.")] = (
+        None
     )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> SegmentSettings:
-        if max(1, round(255 * self.low)) > round(255 * self.high):
-            raise ValueError(f"low must not exceed high, and high not be 0, got {self.low} and {self.high}")
-        return self
+    def completed(self, card: ModelCard) -> Segmentation:
+        """What is given, and the card's options else; raises `InvalidInput` where they do not fit each other."""
+        given = {name: getattr(self, name) for name in SegmentSettings.model_fields}
+        try:
+            return replace(card.segmentation, **{name: value for name, value in given.items() if value is not None})
+        except InvalidModel as error:
+            raise InvalidInput(str(error)) from error
 
 
 class SegmentReference(Reference, SegmentSettings):
@@ -111,6 +110,7 @@ class ModelInfo(BaseModel):
     training_data: str
     training_terms: str
     scores: tuple[dict[str, Any], ...]
+    segmentation: dict[str, float]
 
     @classmethod
     def of(cls, card: ModelCard) -> ModelInfo:
@@ -132,6 +132,7 @@ class ModelInfo(BaseModel):
             training_data=card.training.data,
             training_terms=card.training.terms,
             scores=tuple({"dataset": s.dataset, "split": s.split, "values": s.values} for s in card.scores),
+            segmentation=asdict(card.segmentation),
         )
 
 

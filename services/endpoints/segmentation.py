@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.catalog import Segmentation
 from models.errors import InvalidModel
 from models.geometry import NEAREST, Box, Triple
 from models.segmentation.whole import segment_whole
-from services.endpoints.schemas import SegmentSettings
 
 
 def segment_box(
@@ -21,7 +21,7 @@ def segment_box(
     offsets: Sequence[Triple],
     box: Box,
     volume_shape: Triple,
-    settings: SegmentSettings,
+    settings: Segmentation,
 ) -> NDArray[np.uint64]:
     """Segments of a box of a volume.
 
@@ -54,5 +54,5 @@ def compile_kernels() -> None:
     """
     affinities = np.random.default_rng(0).integers(1, 256, (3, 8, 8, 8), dtype=np.uint8)
     affinities.setflags(write=False)
-    settings = SegmentSettings(basin_voxels=2)
+    settings = Segmentation(basin_voxels=2)
     segment_box(affinities, NEAREST, Box.from_shape((8, 8, 8)), (8, 8, 8), settings)

@@ -80,14 +80,14 @@ class _Routes:
             self._check_size(Box.parse(given.box).size)
             call = await self._call(given.model, given.version)
             reference = Reference(**given.model_dump(include=set(Reference.model_fields)) | {"output": None})
-            answer = await self._backend.segment(call, reference, _settings(given), given.output)
+            answer = await self._backend.segment(call, reference, given.completed(call.entry.card), given.output)
             return images.reply(answer, call.entry.card, media_type, offsets=False)
         media_type = bodies.choose_reply(request.headers.get("accept"))
         call = await self._call(query.model, query.version)
         card = call.entry.card
         image, voxel_size = await images.read_patch(request, query, content, card, self._config.max_bytes)
         self._check_size(image.size)
-        answer = await self._backend.segment(call, image, _settings(query), None)
+        answer = await self._backend.segment(call, image, query.completed(card), None)
         return images.reply(answer, card, media_type, voxel_size, offsets=False)
 
     async def _call(self, model: str | None, version: str | None) -> Call:
@@ -109,7 +109,3 @@ class _Routes:
                 f"segment: expected at most {self._config.max_segment_voxels} voxels, got {voxels}; "
                 f"larger boxes are what `petavoxel segment` is for"
             )
-
-
-def _settings(given: SegmentSettings) -> SegmentSettings:
-    return SegmentSettings(**given.model_dump(include=set(SegmentSettings.model_fields)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infra.registry import fetch
 from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
-from models.catalog import ModelCard
+from models.catalog import ModelCard, Segmentation
 from models.errors import InvalidInput, InvalidModel, InvalidVolume, NotFound, RunConflict
 from models.geometry import Box, Triple, VoxelSize, triple
 from services.endpoints import metrics, tracing
@@ -24,7 +24,7 @@ from services.endpoints.config import ServeConfig
 from services.endpoints.interruption import InterruptibleSession
 from services.endpoints.problems import PayloadTooLarge
 from services.endpoints.references import Prefixes
-from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.schemas import Reference
 from services.endpoints.segmentation import compile_kernels, segment_box
 from services.predict import Predictor
 
@@ -182,7 +182,7 @@ class Worker:
         if url is not None:
             self._free_output(url)
 
-    def segment(self, card: ModelCard, found: Answer, settings: SegmentSettings) -> Answer:
+    def segment(self, card: ModelCard, found: Answer, settings: Segmentation) -> Answer:
         """Labels uint64 (z, y, x) of predicted affinities."""
         began = time.perf_counter()
         if found.voxels is None:

@@ -54,9 +54,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Checked:
-    """A request whose image, model and box fit each other; `reference` is what workers find the model by."""
+    """A request whose image, model and box fit each other; `reference` is what workers find the model by.
+
+    `options` are the request's, and those of the model's card where it has none.
+    """
 
     request: Request
+    options: SegmentOptions
     reference: str
     model: Model
     image: Volume
@@ -69,7 +73,7 @@ class Checked:
 def check(request: Request) -> Checked:
     """Check image, model and box; so that mistakes end before a cluster is joined.
 
-    Raises `NotFound`, `InvalidVolume`, `InvalidModel` or `InvalidInput` for what cannot be used.
+    Raises `NotFound`, `InvalidVolume`, `InvalidModel`, `InvalidConfig` or `InvalidInput` for what cannot be used.
     """
     reference = locate(request.model)
     model = fetch(reference)
@@ -80,7 +84,8 @@ def check(request: Request) -> Checked:
         raise InvalidInput(f"box: expected voxels within the image's {image.box}, got {domain}")
     plan = patch_plan(model.card, image.info.shape)
     chunk_shape = triple(request.chunk or plan.stride, "chunk", minimum=8)
-    return Checked(request, reference, model, image, voxel_size, domain, plan, chunk_shape)
+    options = request.options.completed(model.card)
+    return Checked(request, options, reference, model, image, voxel_size, domain, plan, chunk_shape)
 
 
 def prepare(checked: Checked) -> Run:
@@ -92,7 +97,7 @@ def prepare(checked: Checked) -> Run:
     """
     request, model, image = checked.request, checked.model, checked.image
     domain, chunk_shape = checked.domain, checked.chunk_shape
-    folder, options, threads = Folder(request.out), request.options, inference_threads()
+    folder, options, threads = Folder(request.out), checked.options, inference_threads()
     wanted = Wanted(checked.reference, options.runtime, options.precision, threads)
     engine = _engine(folder, wanted, _finder(request.endpoints, model))
     source = {

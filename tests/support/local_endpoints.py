@@ -8,6 +8,7 @@ import httpx
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from models.catalog import Segmentation
 from models.errors import PetavoxelError
 from services.endpoints.api import create_api
 from services.endpoints.backend import Call
@@ -16,7 +17,7 @@ from services.endpoints.config import ServeConfig
 from services.endpoints.gate import Gate
 from services.endpoints.interruption import in_thread
 from services.endpoints.problems import Problem
-from services.endpoints.schemas import Reference, SegmentSettings
+from services.endpoints.schemas import Reference
 from services.endpoints.tokens import Tokens
 from services.endpoints.worker import Answer, Loaded, Worker
 
@@ -48,7 +49,7 @@ class LocalBackend:
             return Problem.of(error)
 
     async def segment(
-        self, call: Call, image: NDArray[Any] | Reference, settings: SegmentSettings, output: str | None
+        self, call: Call, image: NDArray[Any] | Reference, settings: Segmentation, output: str | None
     ) -> Answer | Problem:
         def work() -> Answer:
             self.worker.check_output(output)

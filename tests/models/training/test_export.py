@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from infra.runtimes.openvino_session import run_onnx
-from models.catalog import Model, Training, find_model, sha256_of
+from models.catalog import Model, Segmentation, Training, find_model, sha256_of
 from models.errors import InvalidModel
 from models.networks.inference import Probabilities, fold_batch_norm, rebuild
 from models.networks.rsunet import RSUNet, RSUNetConfig
@@ -25,6 +25,7 @@ from models.training.export import (
     write_model,
 )
 from models.training.loop import read_checkpoint
+from models.training.validation import WATERSHED_HIGH
 
 TRAINING = Training("random weights", "none")
 
@@ -140,6 +141,16 @@ def test_foreign_checkpoints_are_refused(checkpoint: Path, tmp_path: Path, key: 
     torch.save({**content, key: value}, tmp_path / "other.pt")
     with pytest.raises(InvalidModel, match=message):
         export_checkpoint(tmp_path / "other.pt", tmp_path / "model", run=run_onnx, training=TRAINING)
+
+
+def test_the_card_recommends_the_threshold_of_the_validation(model: Model, checkpoint: Path, tmp_path: Path) -> None:
+    assert model.card.segmentation == Segmentation()
+    content = torch.load(checkpoint, weights_only=True)
+    content["provenance"] = {**content.get("provenance", {}), "validation": {"voi": 1.0, "threshold": 0.4}}
+    torch.save(content, tmp_path / "best.pt")
+    card = export_checkpoint(tmp_path / "best.pt", tmp_path / "model", run=run_onnx, training=TRAINING).card
+    assert card.segmentation == Segmentation(threshold=0.4)
+    assert round(255 * card.segmentation.high) == WATERSHED_HIGH
 
 
 def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import sys
 SCRIPT = """
 import sys
 import numpy as np
+from models.catalog import Segmentation
 from models.geometry import NEAREST, Box
-from services.endpoints.schemas import SegmentSettings
 from services.endpoints.segmentation import compile_kernels, segment_box
 
 def compiled():
@@ -22,7 +22,7 @@ compile_kernels()
 before = compiled()
 stored = np.frombuffer(np.random.default_rng(0).bytes(3 * 9 * 10 * 11), np.uint8).reshape(3, 9, 10, 11)
 assert not stored.flags.writeable
-labels = segment_box(stored, NEAREST, Box((1, 2, 3), (10, 12, 14)), (20, 20, 20), SegmentSettings(low=0.02))
+labels = segment_box(stored, NEAREST, Box((1, 2, 3), (10, 12, 14)), (20, 20, 20), Segmentation(low=0.02))
 assert labels.any()
 more = {name: count for name, count in compiled().items() if count != before.get(name)}
 assert not more, more
