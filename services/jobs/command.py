@@ -25,11 +25,15 @@ PACKED = "submitted"
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A command that takes `--address`, as words without it; `model` is a local model folder that it needs, or None."""
+    """A command that takes `--address`, as words without it.
+
+    `model` is a local model folder that it needs, `endpoints` the application that must run on its cluster, or None.
+    """
 
     name: tuple[str, ...]
     options: tuple[str, ...]
     model: Path | None = None
+    endpoints: str | None = None
 
     @property
     def entrypoint(self) -> str:
@@ -69,10 +73,10 @@ def job_command(
                 f"--{key.replace('_', '-')}: expected a URL or an absolute path, as the cluster sees it, "
                 f"got {value!r}, which is a path on this machine"
             )
-    found = _model(named.get("model"))
+    found, endpoints = _model(named.get("model")), named.get("endpoints")
     if isinstance(found, str):
-        return JobCommand(name, _with_model(options, found))
-    return JobCommand(name, options, found)
+        return JobCommand(name, _with_model(options, found), endpoints=endpoints)
+    return JobCommand(name, options, found, endpoints)
 
 
 def _model(named: object) -> Path | str | None:

@@ -60,7 +60,7 @@ def manifest_yaml(command: JobCommand, cluster: JobCluster, env: Mapping[str, st
 
     Its name tells the command and ends with a digest of everything in it: a changed job is another one.
 
-    Raises `InvalidInput` where the command needs a model of this machine.
+    Raises `InvalidInput` where the command needs a model of this machine, or endpoints that run already.
     """
     return yaml.dump(ray_job(command, cluster, env), Dumper=_Plain, sort_keys=False, width=120)
 
@@ -71,6 +71,11 @@ def ray_job(command: JobCommand, cluster: JobCluster, env: Mapping[str, str]) ->
         raise InvalidInput(
             f"--model: expected a name of the zoo or an absolute path within the pods, got {command.model}: "
             "a manifest cannot carry files; the cluster takes them with --address"
+        )
+    if command.endpoints:
+        raise InvalidInput(
+            f"--endpoints: expected none, a RayJob has a cluster of its own, where no application "
+            f"{command.endpoints!r} runs; submit it with --address to the cluster that serves"
         )
     spec: Manifest = {
         "entrypoint": command.entrypoint,

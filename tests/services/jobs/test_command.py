@@ -84,6 +84,7 @@ def test_another_job_has_another_name() -> None:
         (["segment", IMAGE, "../out"], InvalidInput, "OUT: expected a URL or an absolute path"),
         (["segment", IMAGE, OUT, "--model", "missing"], NotFound, "no such model.*fib25-affinity"),
         (["segment", IMAGE, OUT, "--env", "novalue"], InvalidInput, "expected NAME=VALUE, got 'novalue'"),
+        (["segment", IMAGE, OUT, "--endpoints", "petavoxel", "--kuberay"], InvalidInput, "no application 'petavoxel'"),
         (["segment", IMAGE, OUT], InvalidInput, "--address: expected that of a Ray dashboard.* got none"),
         (["segment", IMAGE, OUT, "--address", "auto"], InvalidInput, "got 'auto'"),
         (["segment", IMAGE, OUT, "--address", "ray://host:10001"], InvalidInput, "got 'ray://host:10001'"),
