@@ -95,7 +95,8 @@ def test_overhead_beside_the_bare_call(image: NDArray[np.uint8], tmp_path: Path)
     print(len(rows["body"]), "turns; load", os.getloadavg())
 
 
-def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--replicas", str(os.cpu_count()), "--threads", "1")])
+def test_throughput_beside_bare_calls(options: tuple[str, ...], tmp_path: Path) -> None:
     """16 clients, one patch of the shipped network per request: voxels per second beside calls without a server."""
     shape = (32, 80, 80)
     image = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
@@ -103,7 +104,7 @@ def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
     assert predictor.plan(shape).counts == (1, 1, 1)
     headers = HEADERS | {"X-Shape": "32,80,80"}
     rates: list[float] = []
-    with running(tmp_path) as server:
+    with running(tmp_path, *options) as server:
         for _ in range(2):
             count, began = 0, time.monotonic()
             while time.monotonic() < began + SECONDS / 2:
@@ -111,7 +112,7 @@ def test_throughput_beside_bare_calls(tmp_path: Path) -> None:
                 count += 1
             rates.append(count / (time.monotonic() - began))
             print(f"bare calls: {rates[-1]:.2f}/s")
-            print(f"16 clients: {_load(server.url, 16, lambda c: _ours(c, image, headers))}")
+            print(f"16 clients {' '.join(options)}: {_load(server.url, 16, lambda c: _ours(c, image, headers))}")
     print("load", os.getloadavg())
     assert min(rates) > 0
 
