@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ from numpy.typing import NDArray
 from served_head import ServedHead
 
 from infra.volumes import VolumeInfo, create_volume, open_volume
-from models.catalog import CARD_NAME, Model
+from models.catalog import CARD_NAME, Model, Segmentation
 from models.geometry import Box
-from services.endpoints.schemas import SegmentSettings
 from services.endpoints.segmentation import segment_box
 from services.predict import Predictor
 
@@ -51,7 +50,7 @@ STORED = (28, 30, 32)
 RAW = "application/octet-stream"
 HEADERS = {"Content-Type": RAW, "Accept": RAW, "X-Shape": ",".join(map(str, SHAPE)), "X-Dtype": "uint8"}
 BUCKET = "gs://chaos"
-SETTINGS = SegmentSettings(low=0.02, high=0.95, threshold=0.45, basin_voxels=20, basin_affinity=0.1)
+SETTINGS = Segmentation(low=0.02, high=0.95, threshold=0.45, basin_voxels=20, basin_affinity=0.1)
 
 
 class Versions:
@@ -94,7 +93,7 @@ class Versions:
 
 
 def _questions(versions: Versions) -> list[Question]:
-    settings = {"model": "chaos"} | {name: str(value) for name, value in SETTINGS.model_dump().items()}
+    settings = {"model": "chaos"} | {name: str(value) for name, value in asdict(SETTINGS).items()}
     reference = {"model": "chaos", "volume": f"{BUCKET}/in/em.zarr", "box": str(BOX)}
     body = versions.image.tobytes()
 
@@ -126,7 +125,7 @@ def _questions(versions: Versions) -> list[Question]:
         Question("patch", patch("/v1/boundary", {"model": "chaos"}), same("patch"), 5),
         Question("patch labels", patch("/v1/segment", settings), same("patch labels"), 2),
         Question("box", box("/v1/boundary", {}), same("box"), 2),
-        Question("box labels", box("/v1/segment", SETTINGS.model_dump()), same("box labels"), 1),
+        Question("box labels", box("/v1/segment", asdict(SETTINGS)), same("box labels"), 1),
         Question("written", write, stored, 0.5),
     ]
 
