@@ -173,6 +173,9 @@ def _window(
                     f"{len(left)} of {count} chunks: workers die before they begin, {barren} times: {pump.error}"
                 )
             logger.warning("%d chunks were lost with their workers and are run again %s", len(left), pump.error)
+            if barren:  # what kills workers before they begin may pass, such as a device that is still being released
+                yield Waiting()
+                time.sleep(placement.pause_s * 2**barren)
         first = False
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -177,10 +177,11 @@ class TestOnACluster:
     def test_a_gpu_that_never_comes(self, grown: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PETAVOXEL_STALL_S", "3")
         blocked = ray.remote(hold).options(num_gpus=1).remote()
-        wait_until_taken()
+        wait_until(lambda: not ray.available_resources().get("GPU"))
         with pytest.raises(RuntimeUnavailable, match="no worker with 1 GPU within 3 s"):
             find_engine(Wanted(str(model.folder), "auto", "auto", 2))
         ray.cancel(blocked, force=True)
+        wait_until(lambda: bool(ray.available_resources().get("GPU")))
 
     def test_a_cluster_without_gpus(self, grown: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PETAVOXEL_CLUSTER_GPUS", "0")
@@ -201,9 +202,9 @@ class TestOnACluster:
         assert len(seen) == 6
 
 
-def wait_until_taken() -> None:
+def wait_until(true: Callable[[], bool]) -> None:
     give_up = time.monotonic() + 60
-    while ray.available_resources().get("GPU", 0) and time.monotonic() < give_up:
+    while not true() and time.monotonic() < give_up:
         time.sleep(0.2)
 
 
