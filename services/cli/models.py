@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,7 @@ def push(
 
 
 def _lines(url: str, card: ModelCard, versions: list[str]) -> list[tuple[str, str]]:
-    rule, rules = card.normalisation, card.patch
+    rule, rules, chosen = card.normalisation, card.patch, asdict(card.segmentation)
     return [
         ("name", card.name),
         ("version", card.version + (f" of {', '.join(versions)}" if len(versions) > 1 else "")),
@@ -118,6 +119,7 @@ def _lines(url: str, card: ModelCard, versions: list[str]) -> list[tuple[str, st
         ("input", f"(value - {rule.shift:g}) × {rule.scale:g}"),
         ("output", f"{card.output.kind}, offsets {', '.join(map(str, card.output.offsets))}"),
         ("patch", f"{_size(rules.shape)} voxels, multiples of {_size(rules.divisor)}, margin {_size(rules.margin)}"),
+        ("segments", " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in chosen.items())),
         ("data", card.training.data),
         ("terms", card.training.terms),
         *(

@@ -53,6 +53,7 @@ def test_the_zoo_is_listed_and_shown() -> None:
     shown = petavoxel("show", "fib25-affinity")
     assert card.file.sha256 in shown
     assert "(-1, 0, 0)" in shown
+    assert "--low 0 --high 0.996 --basin-voxels 300 --basin-affinity 0 --threshold 0.22" in shown
     found = json.loads(petavoxel("show", "fib25-affinity", "--json"))
     assert ModelCard.from_json(json.dumps(found["card"])) == card
 
