@@ -36,7 +36,7 @@ from models.training.loop import LoopOptions, Progress, Trainer, read_checkpoint
 from models.training.preview import preview_rows, preview_sheet
 from models.training.sampler import LabelledVolume, PatchSampler
 from models.training.share import Share
-from models.training.targets import BACKGROUND, INSIDE, long_range_offsets
+from models.training.targets import BACKGROUND, INSIDE, SOME_OBJECT, long_range_offsets
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +59,24 @@ class VolumeConfig(BaseModel):
     """An image and its labels (volume URLs, relative ones below the data folder), and which box of them is used.
 
     Labels 0 are unlabelled; so is all that a `mask` volume holds 0 for. No edge there counts. Labels 0 where a
-    `background` volume is not 0 are known to be no object, such as membranes: edges there count, as cut.
+    `background` volume is not 0 are known to be no object, such as membranes: edges there count, as cut. Sections that
+    were annotated for their membranes alone have a `background` and no labels: all else is inside of some object.
+    `weight` says how often patches are drawn from it, beside other volumes of its size.
     """
 
     model_config = _STRICT
     image: str
-    labels: str
+    labels: str | None = None
     mask: str | None = None
     background: str | None = None
     box: str | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _annotated(self) -> Self:
+        if self.labels is None and self.background is None:
+            raise ValueError("expected labels, or the background of an image without them")
+        return self
 
 
 class NetworkConfig(BaseModel):
@@ -135,6 +144,17 @@ class TrainConfig(BaseModel):
     def _one_channel(self) -> Self:
         if self.target == "inside" and self.auxiliary:
             raise ValueError("the target 'inside' has no auxiliary affinities; say auxiliary: false")
+        return self
+
+    @model_validator(mode="after")
+    def _sections(self) -> Self:
+        if any(volume.labels is None for volume in self.train):
+            if self.augmentation.isotropic:
+                raise ValueError("a volume without labels is of sections; say augmentation: {isotropic: false}")
+            if self.loop.maximin_weight:
+                raise ValueError("a volume without labels has no maximin edges; say maximin_weight: 0")
+        if any(volume.labels is None for volume in self.validation):
+            raise ValueError("validation needs labels, it scores the segmentation")
         return self
 
     @property
@@ -283,18 +303,26 @@ def _load(config: VolumeConfig, data: Path, voxel_size_nm: VoxelSize) -> Labelle
         if stored is not None and any(abs(a - b) > 0.01 * b for a, b in zip(stored, voxel_size_nm, strict=True)):
             raise InvalidVolume(f"{absolute}: voxel size is {stored} nm, the configuration says {voxel_size_nm}")
         arrays[role] = volume.read(Box.parse(config.box) if config.box else volume.box)
-        if role in ("mask", "background") and arrays[role].shape != arrays["labels"].shape:
-            raise InvalidVolume(f"{url}: expected the labels' shape {arrays['labels'].shape}, got {arrays[role].shape}")
-    return LabelledVolume(arrays["image"], _truth(arrays), voxel_size_nm)
+        if arrays[role].shape != arrays["image"].shape:
+            raise InvalidVolume(f"{url}: expected the image's shape {arrays['image'].shape}, got {arrays[role].shape}")
+    return LabelledVolume(arrays["image"], _truth(arrays), voxel_size_nm, config.weight)
 
 
 def _truth(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
     """Labels with background as such and what the mask excludes as unlabelled."""
+    if "labels" not in arrays:
+        labels = np.where(arrays["background"] != 0, BACKGROUND, SOME_OBJECT).astype(np.int8)
+    else:
+        labels = _labels(arrays)
+    if "mask" in arrays:
+        labels = np.where(arrays["mask"] != 0, labels, 0).astype(labels.dtype)
+    return labels
+
+
+def _labels(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
     labels = arrays["labels"]
     if "background" in arrays:
         if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
             raise InvalidVolume(f"labels: expected ids below 2^63 beside a background, got {labels.max()}")
         labels = np.where((arrays["background"] != 0) & (labels == 0), BACKGROUND, labels.astype(np.int64))
-    if "mask" in arrays:
-        labels = np.where(arrays["mask"] != 0, labels, 0).astype(labels.dtype)
     return labels

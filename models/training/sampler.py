@@ -20,12 +20,14 @@ from models.training.warp import read_patch
 class LabelledVolume:
     """An image with its truth, both (z, y, x); voxel size in nm.
 
-    Image uint8; labels integers, 0 = unlabelled, negative = known to belong to no object (`models.training.targets`).
+    Image uint8; labels integers, 0 = unlabelled, negative ones as in `models.training.targets`. `weight`: how often
+    patches are drawn from it, beside other volumes of its size.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.integer]
     voxel_size_nm: VoxelSize
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3:
@@ -41,7 +43,7 @@ class LabelledVolume:
 class Batch:
     """Images (b, z, y, x) float32 in [0, 1]; targets and weights (b, c, z, y, x) float32; objects (b, z, y, x).
 
-    Objects are the labels with background and widened boundaries 0: what the nearest-neighbour targets were made of.
+    Objects are the positive labels, widened boundaries 0: what the nearest-neighbour targets were made of.
     """
 
     image: NDArray[np.float32]
@@ -52,7 +54,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """Draws augmented patches; volumes are chosen in proportion to the number of places a patch fits into.
+    """Draws augmented patches; volumes are chosen in proportion to the number of places a patch fits into,
+    times their weights.
 
     Raises `InvalidVolume` where a volume is smaller than a patch, `InvalidConfig` where a
     patch cannot be transposed.
@@ -81,7 +84,7 @@ class PatchSampler:
         return Batch(*(np.stack(parts) for parts in zip(*patches, strict=True)))
 
     def _patch(self, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-        places = np.array([np.prod(self._places(volume)) for volume in self.volumes], np.float64)
+        places = np.array([volume.weight * np.prod(self._places(volume)) for volume in self.volumes], np.float64)
         volume = self.volumes[rng.choice(len(places), p=places / places.sum())]
         start = triple([rng.integers(places) for places in self._places(volume)], "patch start")
         deformation = random_deformation(self.patch, self.augmentation, rng)
@@ -92,7 +95,7 @@ class PatchSampler:
             labels, self.offsets, boundary_voxels=self.boundary_voxels, boundary_target=self.boundary_target
         )
         weights = balance_weights(targets, mask, exponent=self.balance)
-        return image, targets, weights, widen_boundaries(labels, self.boundary_voxels)
+        return image, targets, weights, np.maximum(widen_boundaries(labels, self.boundary_voxels), 0)
 
     def _places(self, volume: LabelledVolume) -> Triple:
         z, y, x = (n - extent + 1 for n, extent in zip(volume.image.shape, self.patch, strict=True))

@@ -6,8 +6,10 @@ clearly than a boundary without thickness. What was widened may keep a little af
 watershed finds the boundary within the membrane. Long-range channels are the auxiliary task and use the labels as they
 are. A map of the inside of objects is the affinity of a voxel with itself (`INSIDE`).
 
-Labels are positive for objects, 0 where nothing is known, and negative (`BACKGROUND`) where it is known that there is
-no object, such as membranes that were annotated as such: no edge there is connected, and all of them count.
+Labels are positive for objects, 0 where nothing is known, and `BACKGROUND` where it is known that there is no object,
+such as membranes that were annotated as such: no edge there is connected, and all of them count. Where sections were
+annotated for their membranes alone, all else is `SOME_OBJECT`: neighbours within a section are connected, and nothing
+is known of other edges between such voxels.
 
 References: K. Lee et al., arXiv:1706.00120 (long-range affinities as auxiliary task); J. Funke et al.,
 arXiv:1709.02974 (affinities on eroded labels).
@@ -23,6 +25,9 @@ from models.geometry import NEAREST, Triple
 
 BACKGROUND = -1
 """Label of voxels that are known to belong to no object."""
+
+SOME_OBJECT = -2
+"""Label of voxels of which nobody said to what object they belong."""
 
 INSIDE: tuple[Triple, ...] = ((0, 0, 0),)
 """Offsets of a network whose one channel says how likely a voxel lies inside of an object, not in a boundary."""
@@ -62,7 +67,7 @@ def widen_boundaries(labels: NDArray[np.integer], voxels: int) -> NDArray[np.int
             grown[upper] |= near
             grown[lower] |= near
         boundary = grown
-    widened[boundary | (labels < 0)] = 0
+    widened[boundary | (labels == BACKGROUND)] = 0
     return widened
 
 
@@ -74,7 +79,7 @@ def affinity_targets(
     Parameters
     ----------
     labels
-        (z, y, x) integers; 0 is unlabelled and masks every edge that ends there, negative is background.
+        (z, y, x) integers; 0 is unlabelled and masks every edge that ends there; see the module's docstring.
     offsets
         One per channel, no positive component; channel c at p concerns p and p + offset.
     boundary_voxels
@@ -85,7 +90,7 @@ def affinity_targets(
     Returns
     -------
     targets, mask
-        float32 (len(offsets), z, y, x): 1 where both ends carry one positive label; mask 1 where the edge is known.
+        float32 (len(offsets), z, y, x): 1 where both ends belong to one object; mask 1 where the edge is known.
 
     Raises `InvalidInput` for a boundary target outside [0, 0.5).
     """
@@ -96,13 +101,21 @@ def affinity_targets(
     interior = widen_boundaries(labels, boundary_voxels)
     for channel, offset in enumerate(offsets):
         source = interior if offset in NEAREST + INSIDE else labels
+        within = offset in NEAREST[1:] + INSIDE
         here = tuple(slice(-step, None) if step else slice(None) for step in offset)
         there = tuple(slice(None, step) if step else slice(None) for step in offset)
-        joined = (source[here] == source[there]) & (source[here] > 0)
-        cut = ~joined & (labels[here] == labels[there]) & (labels[here] > 0)
+        first, second = labels[here], labels[there]
+        joined = (source[here] == source[there]) & _of_object(source[here], within)
+        cut = ~joined & (first == second) & _of_object(first, within)
+        vague = (first != BACKGROUND) & (second != BACKGROUND) & ((first == SOME_OBJECT) | (second == SOME_OBJECT))
         targets[channel][here] = joined + np.float32(boundary_target) * cut
-        mask[channel][here] = (labels[here] != 0) & (labels[there] != 0)
+        mask[channel][here] = (first != 0) & (second != 0) & ~(vague & ~(joined | cut))
     return targets, mask
+
+
+def _of_object(labels: NDArray[np.integer], some: bool) -> NDArray[np.bool_]:
+    """Where labels are of an object that is known, or with `some` of any."""
+    return (labels > 0) | (labels == SOME_OBJECT) if some else labels > 0
 
 
 def balance_weights(

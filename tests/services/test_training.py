@@ -11,8 +11,9 @@ from PIL import Image
 from sheets import write_sheets
 from typer.testing import CliRunner
 
-from models.errors import InvalidVolume, PetavoxelError
+from models.errors import InvalidConfig, InvalidVolume, PetavoxelError
 from models.training.loop import read_checkpoint
+from models.training.targets import BACKGROUND, SOME_OBJECT
 from services.cli.train import train as command
 from services.training import TrainConfig
 
@@ -115,6 +116,31 @@ def test_background_is_known_to_be_no_object_where_the_mask_allows(data: Path) -
     np.savez(data / "truth.npz", raw=np.zeros(labels.shape, np.uint8), labels=labels, membrane=membrane[1:], mask=mask)
     with pytest.raises(InvalidVolume, match="shape"):
         config.model_copy(update={"validation": config.train}).validation_volumes(data)
+
+
+def test_sections_annotated_for_membranes_alone_train_along(data: Path) -> None:
+    with np.load(data / "data.npz") as held:
+        np.savez(data / "membranes.npz", raw=held["raw"], membrane=held["raw"] == 50)
+    (train_line,) = (line for line in CONFIG.splitlines() if line.startswith("train:"))
+    membranes = '{image: "membranes.npz:raw", background: "membranes.npz:membrane", weight: 0.5}'
+    both = CONFIG.replace(train_line, train_line.rstrip("]") + f", {membranes}]")
+    (data / "both.yaml").write_text(both)
+    with pytest.raises(InvalidConfig, match="a volume without labels is of sections"):
+        TrainConfig.read(data / "both.yaml")
+    both = both.replace("{noise: 0.02}", "{isotropic: false, noise: 0.02}")
+    (data / "both.yaml").write_text(both)
+    volumes = TrainConfig.read(data / "both.yaml").trainer(data).sampler.volumes
+    assert [volume.weight for volume in volumes] == [1, 0.5]
+    assert set(np.unique(volumes[1].labels)) == {BACKGROUND, SOME_OBJECT}
+    done = train(data, both, "both")
+    assert done.returncode == 0, done.stderr
+    for wrong, message in (
+        ('{image: "membranes.npz:raw"}', "expected labels, or the background"),
+        (membranes.replace("0.5", "0"), "greater than 0"),
+    ):
+        (data / "wrong.yaml").write_text(both.replace(membranes, wrong))
+        with pytest.raises(InvalidConfig, match=message):
+            TrainConfig.read(data / "wrong.yaml")
 
 
 def test_preview_draws_the_augmentations_and_does_not_train(data: Path) -> None:

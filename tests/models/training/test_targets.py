@@ -3,7 +3,15 @@ import pytest
 
 from models.errors import InvalidInput
 from models.geometry import NEAREST
-from models.training.targets import affinity_targets, balance_weights, long_range_offsets, widen_boundaries
+from models.training.targets import (
+    BACKGROUND,
+    INSIDE,
+    SOME_OBJECT,
+    affinity_targets,
+    balance_weights,
+    long_range_offsets,
+    widen_boundaries,
+)
 
 
 def slow_targets(labels: np.ndarray, offset: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,3 +91,28 @@ def test_background_is_known_and_never_connected() -> None:
     np.testing.assert_array_equal(mask[1, 0, 0], [0, 0, 0, 1, 0, 1, 1, 0, 1])
     np.testing.assert_array_equal(widen_boundaries(labels, 0)[0, 0], [7, 7, 0, 0, 0, 0, 9, 9, 9])
     np.testing.assert_array_equal(widen_boundaries(labels, 1)[0, 0], [7, 0, 0, 0, 0, 0, 0, 9, 9])
+
+
+def test_membranes_alone_say_what_neighbours_within_sections_are() -> None:
+    labels = np.full((2, 3, 5), SOME_OBJECT, np.int8)
+    labels[:, :, 2] = BACKGROUND
+    labels[1, :, 2:4] = 0
+    offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -2), *INSIDE)
+    targets, mask = affinity_targets(labels, offsets, boundary_voxels=0)
+    np.testing.assert_array_equal(mask[0, 1, 0], [0, 0, 0, 0, 0])  # not across sections, where nothing is annotated
+    np.testing.assert_array_equal((targets[1, 0, 1], mask[1, 0, 1]), ([1, 1, 0, 1, 1], np.ones(5)))
+    np.testing.assert_array_equal((targets[2, 0, 0], mask[2, 0, 0]), ([0, 1, 0, 0, 1], [0, 1, 1, 1, 1]))
+    np.testing.assert_array_equal(mask[2, 1, 0], [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal((targets[3, 0, 0], mask[3, 0, 0]), (np.zeros(5), [0, 0, 1, 0, 1]))
+    np.testing.assert_array_equal((targets[4, 0, 0], mask[4, 0, 0]), ([1, 1, 0, 1, 1], np.ones(5)))
+    labels[1, :, 2] = BACKGROUND
+    _, mask = affinity_targets(labels, offsets, boundary_voxels=0)
+    np.testing.assert_array_equal(mask[0, 1, 0], [0, 0, 1, 0, 0])  # a membrane cuts in all directions
+    widened, _ = affinity_targets(labels, offsets, boundary_voxels=1, boundary_target=0.25)
+    np.testing.assert_array_equal(widened[2, 0, 0], [0, 0.25, 0, 0, 0.25])
+
+
+def test_a_known_object_beside_some_object_says_nothing() -> None:
+    labels = np.array([[[3, 3, SOME_OBJECT, SOME_OBJECT]]])
+    targets, mask = affinity_targets(labels, ((0, 0, -1),), boundary_voxels=0)
+    np.testing.assert_array_equal((targets[0, 0, 0], mask[0, 0, 0]), ([0, 1, 0, 1], [0, 1, 0, 1]))
