@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.objects import Folder
 from infra.volumes import Volume, open_volume
+from infra.volumes.location import Location
 from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Box, ChunkGrid, Triple
 from models.metrics.contingency import ContingencyTable, contingency_table, merge_tables
@@ -36,10 +38,14 @@ class LabelPair:
         """Open both and check that they fit.
 
         Both have the same shape; `box` then names a part of both. Or the prediction is of a part of the truth only:
-        `box` says which, and has its shape; or `covered` does, and `box` is a part of that. Raises the storage errors;
-        `InvalidVolume` for volumes that are not integer labels or differ in shape, voxel size or offset, `InvalidInput`
-        for a box that is not within.
+        `box` says which, and has its shape; or `covered` does, and `box` is a part of that. The output prefix of a run
+        stands for its segmentation, and the box of the run for `covered`. Raises the storage errors; `InvalidVolume`
+        for volumes that are not integer labels or differ in shape, voxel size or offset, `InvalidInput` for a box that
+        is not within.
         """
+        run = None if covered is not None else segmentation_of_run(prediction)
+        if run is not None:
+            prediction, covered = run
         pred, true = open_volume(prediction), open_volume(truth)
         for volume in (pred, true):
             check_labels(volume)
@@ -89,6 +95,20 @@ class LabelPair:
             done += block.size
             if on_progress is not None:
                 on_progress(done, box.size)
+
+
+def segmentation_of_run(url: str) -> tuple[str, Box] | None:
+    """The labels of a run and the box of its image that they cover, None where `url` is no prefix of one.
+
+    Raises `InvalidVolume` where the run's description is damaged.
+    """
+    folder = None if Location.parse(url).member else Folder(url)
+    if folder is None or not folder.exists("run.json"):
+        return None
+    try:
+        return folder.at("segmentation.zarr"), Box.parse(folder.read_json("run.json")["box"])
+    except (KeyError, TypeError) as error:
+        raise InvalidVolume(f"{folder.at('run.json')}: expected the description of a run, missing {error}") from error
 
 
 def check_labels(volume: Volume) -> None:

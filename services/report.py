@@ -72,8 +72,7 @@ def _segmentation_page(folder: Folder, truth: str | None, box: str | None, worst
     else:
         page.text("The run has not finished: no summary of its stages.")
     if truth is not None:
-        covered = Box.parse(str(described["box"]))
-        pair = LabelPair.open(folder.at("segmentation.zarr"), truth, box, covered=covered)
+        pair = LabelPair.open(folder.url, truth, box)
         found = _add_scores(page, pair, evaluate_sweep(folder.url, truth, box=box))
         _add_worst(page, pair, found, _Shown.of(described), worst)
     page.section("Configuration")

@@ -27,6 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 BoxOfTruth = Annotated[
     str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of TRUTH to score; PRED may be just this part.")
 ]
+Predicted = Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x), or output prefix of a run.")]
 TrueLabels = Annotated[str, typer.Argument(help="URL of the true labels (z, y, x); 0 is not scored.")]
 VoxelSizeText = Annotated[
     str | None, typer.Option(metavar="Z,Y,X", help="Voxel size in nm, if the volumes do not know theirs.")
@@ -68,7 +69,7 @@ def evaluate() -> None:
 
 @app.command()
 def segmentation(
-    pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
+    pred: Predicted,
     truth: TrueLabels,
     as_json: AsJson = False,
     box: BoxOfTruth = None,
@@ -197,7 +198,7 @@ def skeletons(
 
 @app.command()
 def boundaries(
-    pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
+    pred: Predicted,
     truth: TrueLabels,
     tolerance: Annotated[float, typer.Option(metavar="NM", help="Distance up to which boundaries match.")],
     as_json: AsJson = False,

@@ -72,6 +72,21 @@ def test_points_are_the_scores_of_real_cuts(run, tmp_path: Path) -> None:
     assert found.best.voi.total == min(point.voi.total for point in found.points)
 
 
+def test_a_run_stands_for_its_segmentation(run, tmp_path: Path) -> None:
+    out, truth, supervoxels, _ = run
+    with pytest.raises(NotFound, match=r"segmentation\.zarr"):
+        evaluate_segmentation(out, truth)
+    info = VolumeInfo(shape=SHAPE, dtype=np.dtype("uint64"), voxel_size_nm=(10, 10, 10), offset_voxels=BOX.start)
+    with create_volume(f"{out}/segmentation.zarr", info) as volume:
+        volume.write(volume.box, supervoxels)
+    found, same = (evaluate_segmentation(*asked, box=BOX) for asked in ((out, truth), (volume.url, truth)))
+    assert (found.voi, found.rand, found.box) == (same.voi, same.rand, BOX)
+    assert evaluate_segmentation(out, truth) == found
+    Folder(out).write_json("run.json", {})
+    with pytest.raises(InvalidVolume, match=r"run\.json: expected the description of a run, missing 'box'"):
+        evaluate_segmentation(out, truth)
+
+
 def test_the_tree_is_read_whole_from_its_files(run) -> None:
     out, _, _, whole = run
     tree = whole.merges
