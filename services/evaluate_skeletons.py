@@ -17,7 +17,14 @@ from models.geometry import Box, VoxelSize
 from models.metrics.contingency import ContingencyTable, contingency_table, merge_tables
 from models.metrics.run_length import RunLength, RunLengthConvention, TrueSkeletons, cable_graph, expected_run_length
 from services.evaluate import SEED
-from services.label_pair import LabelPair, Progress, check_labels, check_placement, check_voxel_size
+from services.label_pair import (
+    LabelPair,
+    Progress,
+    check_labels,
+    check_placement,
+    check_voxel_size,
+    segmentation_of_run,
+)
 from services.stages.skeletonize import SkeletonOptions
 from services.true_skeletons import Cable, has_skeletons, read_skeletons, trace_labels
 
@@ -96,14 +103,15 @@ class RunLengthMeasure:
         voxel_size_nm: VoxelSize | None = None,
         samples: int = 1000,
     ) -> RunLengthMeasure:
-        """Open a label volume and true skeletons: files (see `read_skeletons`), or labels that are traced here.
+        """Open a label volume, or a run's, and true skeletons: files (see `read_skeletons`), or labels that are traced here.
 
         Vertices are in nm in the physical frame of the prediction, whose voxel (0, 0, 0) lies at its offset. `box` is
         in voxels of the prediction. `mask`: a volume of the prediction's shape, not 0 where no segment of a true
         skeleton may be. Raises the storage errors; `InvalidVolume` for volumes that do not fit or a voxel size that is
         not known, `InvalidInput` where no cable is left to score.
         """
-        pred = open_volume(prediction, voxel_size_nm=voxel_size_nm)
+        run = segmentation_of_run(prediction)
+        pred = open_volume(run[0] if run else prediction, voxel_size_nm=voxel_size_nm)
         check_labels(pred)
         size = pred.info.voxel_size_nm
         if size is None:

@@ -142,7 +142,7 @@ def sweep(
 
 @app.command()
 def skeletons(
-    pred: Annotated[str, typer.Argument(help="URL of the predicted labels (z, y, x).")],
+    pred: Predicted,
     truth: Annotated[
         str,
         typer.Argument(

@@ -98,6 +98,16 @@ def test_files_of_every_format_score_the_same(split: str, files: str) -> None:
     assert (scores.edges_outside, scores.voxel_size_nm) == (0, SIZE)
 
 
+def test_a_run_stands_for_its_segmentation(tmp_path: Path, split: str) -> None:
+    (tmp_path / "truth.swc").write_text(to_swc(centre_line(1)))
+    out = tmp_path / "out"
+    out.mkdir()
+    Path(split).rename(out / "segmentation.zarr")
+    (out / "run.json").write_text(json.dumps({"box": str(Box.from_shape(SHAPE))}))
+    found = evaluate_skeletons(str(out), str(tmp_path / "truth.swc"))
+    assert found == evaluate_skeletons(str(out / "segmentation.zarr"), str(tmp_path / "truth.swc"))
+
+
 def test_labels_are_traced_and_a_perfect_segmentation_is_perfect(tmp_path: Path, split: str) -> None:
     truth = volume(tmp_path / "truth.zarr", tube_labels())
     tracing = SkeletonOptions(dust_voxels=100, chunk_voxels=(64, 64, 64), const_nm=50)
