@@ -103,7 +103,7 @@ class RunLengthMeasure:
         voxel_size_nm: VoxelSize | None = None,
         samples: int = 1000,
     ) -> RunLengthMeasure:
-        """Open a label volume, or a run's, and true skeletons: files (see `read_skeletons`), or labels that are traced here.
+        """Open a label volume, or a run's, and true skeletons: files (see `read_skeletons`), or labels to trace here.
 
         Vertices are in nm in the physical frame of the prediction, whose voxel (0, 0, 0) lies at its offset. `box` is
         in voxels of the prediction. `mask`: a volume of the prediction's shape, not 0 where no segment of a true
