@@ -77,6 +77,7 @@ def test_changed_file(folder: Path) -> None:
         ({"file": {"name": "../model.onnx", "sha256": "0" * 64, "size": 1}}, "plain name"),
         ({"segmentation": {"threshold": 1.5}}, "affinities from 0 to 1"),
         ({"segmentation": {"low": 0.5, "high": 0.4}}, "low must not exceed high"),
+        ({"segmentation": {"high": 1.1}}, "low must not exceed high"),
         ({"segmentation": {"limit": 0.5}}, r"card\.json\.segmentation: unknown key limit"),
         ({"scores": [{"dataset": "d", "split": "s", "values": {"voi": "good"}}]}, r"scores\[0\]\.values\.voi"),
     ],
