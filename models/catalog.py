@@ -117,11 +117,11 @@ class Segmentation:
     threshold: float = 0.22
 
     def __post_init__(self) -> None:
-        fractions = (self.low, self.basin_affinity, self.threshold)
+        fractions = (self.low, self.high / 1.004, self.basin_affinity, self.threshold)  # from 256/255 on is never
         if not all(0 <= fraction <= 1 for fraction in fractions) or not 0 <= self.basin_voxels < 2**53:
             raise InvalidModel(f"segmentation: expected affinities from 0 to 1 and voxels from 0, got {self}")
-        if not max(1, round(255 * self.low)) <= round(255 * self.high) <= 256:
-            raise InvalidModel(f"segmentation: low must not exceed high, and high be neither 0 nor above 256/255, got {self}")
+        if max(1, round(255 * self.low)) > round(255 * self.high):
+            raise InvalidModel(f"segmentation: low must not exceed high, and high not be 0, got {self}")
 
 
 @dataclass(frozen=True)
