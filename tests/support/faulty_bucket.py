@@ -70,6 +70,7 @@ class FaultyBucket:
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="faulty bucket", daemon=True)
 
@@ -109,14 +110,17 @@ class FaultyBucket:
         self._ready.set()
         await self._closing.wait()
         server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()  # also where the client never takes what was written
         await server.wait_closed()
         await asyncio.sleep(0.02)  # closed transports leave the loop in its next rounds
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
             while await self._exchange(reader, writer):
                 pass
