@@ -149,7 +149,12 @@ OWN_PROCESS = "PETAVOXEL_TEST_OWN_PROCESS"
 def test_on_a_cluster_in_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::TestOnACluster"]
     done = subprocess.run(
-        command, env={**os.environ, OWN_PROCESS: "1"}, capture_output=True, text=True, timeout=850, check=False
+        command,
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, OWN_PROCESS: "1"},
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
 
