@@ -104,7 +104,7 @@ def test_a_training_run_is_exported_and_published_with_its_scores(checkpoint: Pa
     content = torch.load(checkpoint, weights_only=True)
     config = {"name": "slabs-affinity"}
     torch.save({**content, "provenance": {"config": config}}, run / "last.pt")
-    scores = {"voi": 0.5, "adapted_rand_error": 0.125}
+    scores = {"voi": 0.5, "adapted_rand_error": 0.125, "threshold": 0.25}
     torch.save({**content, "provenance": {"config": config, "validation": scores}}, run / "best.pt")
     registry = str(tmp_path / "registry")
     code, line = refused("push", str(run), registry)
@@ -112,6 +112,7 @@ def test_a_training_run_is_exported_and_published_with_its_scores(checkpoint: Pa
     assert petavoxel("push", str(run), registry, "--terms", "CC0").startswith(f"{registry}/slabs-affinity/1: published")
     card = find_model(f"{registry}/slabs-affinity/1").card
     assert (card.training.terms, card.scores[0].values) == ("CC0", scores)
+    assert card.segmentation is not None and card.segmentation.threshold == 0.25
     petavoxel("push", str(run), registry, "--terms", "CC0", "--name", "other", "--version", "2")
     assert find_model(f"{registry}/other/2").card.name == "other"
 
