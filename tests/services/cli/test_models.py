@@ -112,7 +112,8 @@ def test_a_training_run_is_exported_and_published_with_its_scores(checkpoint: Pa
     assert petavoxel("push", str(run), registry, "--terms", "CC0").startswith(f"{registry}/slabs-affinity/1: published")
     card = find_model(f"{registry}/slabs-affinity/1").card
     assert (card.training.terms, card.scores[0].values) == ("CC0", scores)
-    assert card.segmentation is not None and card.segmentation.threshold == 0.25
+    assert card.segmentation is not None
+    assert card.segmentation.threshold == 0.25
     petavoxel("push", str(run), registry, "--terms", "CC0", "--name", "other", "--version", "2")
     assert find_model(f"{registry}/other/2").card.name == "other"
 
