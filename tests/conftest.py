@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ from models.catalog import Model, PatchRules, Training
 
 settings.register_profile("petavoxel", deadline=None)
 settings.load_profile("petavoxel")
+
+# A shell that runs the tests in the background ignores interrupts, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BUCKET = "petavoxel-test"
 

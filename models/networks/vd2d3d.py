@@ -28,18 +28,9 @@ from models.networks.vd2d import POOL, VD2D, VD2DConfig
 
 @dataclass(frozen=True)
 class VD2D3DConfig(RarefiedConfig):
-    """Shape of a VD2D3D.
+    """Shape of a VD2D3D; the widths are those of the three 2D levels, of the first two 3D convolutions and of the third.
 
-    Parameters
-    ----------
-    out_channels
-        1: inside of an object; else affinity channels.
-    widths
-        Feature maps of the three 2D levels, of the first two 3D convolutions and of the third.
-    recursion
-        The VD2D, of one channel, whose map is a second input.
-
-    Raises `InvalidConfig` for impossible values.
+    `recursion`: the VD2D, of one channel, whose map is a second input; `InvalidConfig` for one of more.
     """
 
     out_channels: int = 1

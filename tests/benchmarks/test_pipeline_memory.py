@@ -1,4 +1,4 @@
-"""Peak memory and throughput of `petavoxel segment` as the volume grows.
+"""Peak memory and throughput of `petavoxel segment` as the volume grows, and how much of the machine Ray leaves unused.
 
 `PETAVOXEL_DATA=FOLDER pytest -m slow -s tests/benchmarks/test_pipeline_memory.py` prints the table.
 """
@@ -65,6 +65,12 @@ def test_memory_grows_far_slower_than_the_volume(tmp_path: Path) -> None:
         stages = json.loads((out / "progress" / "summary.json").read_text())["stages"]
         rows.append((extent, largest, together, time.monotonic() - began, stages))
         print(f"\n{extent}^3: largest process {largest:.0f} MB, all {together:.0f} MB, {rows[-1][3]:.0f} s in all")
+        cores = psutil.cpu_count()
+        held = sum(stage["totals"]["seconds"] * (cores if stage["stage"] == "predict" else 1) for stage in stages)
+        wall = sum(stage["seconds"] for stage in stages)
+        print(
+            f"  of wall time of the stages × {cores} processors outside of chunk functions: {1 - held / (wall * cores):.1%}"
+        )
         for stage in stages:
             rate = stage["voxels_per_s"] / 1e6
             print(
