@@ -58,6 +58,11 @@ def node_processors() -> tuple[float, ...]:
     return tuple(number for number in nodes if number)
 
 
+def largest_memory() -> float:
+    """Bytes that the node with the most memory gives to workers."""
+    return max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)  # type: ignore[no-untyped-call]
+
+
 def alone() -> bool:
     """Whether this process runs on the cluster's only node."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -29,6 +29,15 @@ class Octree:
         """The root's level; 0 where the grid has one chunk."""
         return max(n - 1 for n in self.grid.shape).bit_length()
 
+    @property
+    def root_faces(self) -> int:
+        """Voxels of the faces between the root's children, on both sides: what reaches the root lies along them."""
+        extents, faces = self.grid.box.shape, 0
+        for axis in range(3):
+            if self.depth and self.shape(self.depth - 1)[axis] > 1:
+                faces += 2 * self.grid.box.size // extents[axis]
+        return faces
+
     def shape(self, level: int) -> Triple:
         """Number of nodes of a level along z, y, x."""
         return self.nodes(level).shape

@@ -28,7 +28,7 @@ from models.networks.vd2d import POOL, VD2D, VD2DConfig
 
 @dataclass(frozen=True)
 class VD2D3DConfig(RarefiedConfig):
-    """Shape of a VD2D3D; the widths are those of the three 2D levels, of the first two 3D convolutions and of the third.
+    """Shape of a VD2D3D; the widths are those of the 2D levels, of the first two 3D convolutions and of the third.
 
     `recursion`: the VD2D, of one channel, whose map is a second input; `InvalidConfig` for one of more.
     """

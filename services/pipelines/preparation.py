@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import ray
 from pydantic import TypeAdapter, ValidationError
 
+from infra.cluster import largest_memory
 from infra.objects import Folder
 from infra.planner import PatchPlan
 from infra.registry import fetch, locate
@@ -28,6 +30,9 @@ from services.run import Engine, Run, SegmentOptions, predict_key, stage_keys
 from services.stages.pyramid import pyramid_factors
 
 logger = logging.getLogger(__name__)
+
+ROOT_BYTES_PER_VOXEL = 62
+"""Memory of the octree's root per voxel of `Octree.root_faces`: 0.39 edges of small basins of 160 bytes on FIB-25."""
 
 Finder = Callable[[Wanted], Engine]
 
@@ -133,7 +138,24 @@ def prepare(checked: Checked) -> Run:
         "versions": {name: importlib.metadata.version(name) for name in ("petavoxel", "ray", "numpy", "openvino")},
     }
     _claim(run.folder, description)
+    if ray.is_initialized():
+        _warn_of_root(run, largest_memory())
     return run
+
+
+def _warn_of_root(run: Run, memory: float) -> None:
+    """Say, before the work of days, that its last step may find no room."""
+    needed = ROOT_BYTES_PER_VOXEL * run.octree.root_faces
+    if needed > memory:
+        logger.warning(
+            "%s: agglomerating %s voxels will take about %.0f GB in one worker, by experience with FIB-25; the "
+            "cluster's largest node has %.0f GB for workers. Predictions and supervoxels need no such node, so one "
+            "may join for `petavoxel agglomerate` alone, or --box may choose a part",
+            run.folder.url,
+            "×".join(map(str, run.domain.shape)),
+            needed / 1e9,
+            memory / 1e9,
+        )
 
 
 def _finder(endpoints: str | None, model: Model) -> Finder:

@@ -1,0 +1,36 @@
+"""What is known of a run before anything is computed."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.cluster import cluster, largest_memory
+from infra.volumes import VolumeInfo, create_volume
+from models.catalog import Model
+from services.pipelines.preparation import Request, check, prepare
+from services.run import SegmentOptions
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("default")
+def test_a_volume_whose_root_has_no_room_is_announced(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = str(tmp_path / "petavoxel.zarr")
+    info = VolumeInfo(
+        shape=(100_000,) * 3, dtype=np.dtype("uint8"), voxel_size_nm=(10, 10, 10), chunk_shape=(128, 128, 128)
+    )
+    create_volume(url, info).close()
+    with cluster(cpus=1), caplog.at_level(logging.WARNING):
+        for box, warnings in (("0:4096,0:4096,0:4096", 0), (None, 1)):
+            out, began = str(tmp_path / f"out{warnings}"), time.monotonic()
+            run = prepare(check(Request(url, out, str(model.folder), SegmentOptions(), box=box, chunk=(512, 512, 512))))
+            assert time.monotonic() - began < 60
+            told = [record.getMessage() for record in caplog.records if "largest node" in record.getMessage()]
+            assert len(told) == warnings
+        assert run.domain.size == 10**15
+        assert "will take about 3720 GB in one worker" in told[0]
+        assert f"largest node has {largest_memory() / 1e9:.0f} GB" in told[0]
