@@ -134,7 +134,7 @@ class TrainConfig(BaseModel):
             return cls.model_validate(yaml.safe_load(path.read_text()))
         except OSError as error:
             raise NotFound(f"{path}: cannot read the configuration ({error.strerror})") from error
-        except yaml.YAMLError as error:
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise InvalidConfig(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
@@ -264,24 +264,16 @@ def _check_agreement(trainer: Trainer, folder: Path) -> None:
 
 
 def check_claim(config: TrainConfig, folder: Path) -> None:
-    """Raise `RunConflict` where the folder holds a run whose configuration differs in more than the loop."""
+    """Raise `RunConflict` where the folder holds a run whose configuration differs in more than the loop.
+
+    What its file does not say has its default, so that a run may go on after a key was added.
+    """
     path = folder / "config.yaml"
     if path.exists():
-        asked, held = config.model_dump(mode="json"), _held(path)
-        different = sorted(key for key in asked.keys() | held.keys() if asked.get(key) != held.get(key))
+        asked, held = (each.model_dump(mode="json") for each in (config, TrainConfig.read(path)))
+        different = sorted(key for key in asked if asked[key] != held[key])
         if set(different) - {"loop"}:
             raise RunConflict(f"{folder}: holds a run with another configuration; different: {', '.join(different)}")
-
-
-def _held(path: Path) -> dict[str, Any]:
-    """A run folder's configuration; raises `InvalidConfig` where the file is damaged."""
-    try:
-        held = yaml.safe_load(path.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidConfig(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(held, dict):
-        raise InvalidConfig(f"{path}: expected the configuration of a run, got {type(held).__name__}")
-    return held
 
 
 def _claim(config: TrainConfig, folder: Path) -> None:
