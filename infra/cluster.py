@@ -54,19 +54,22 @@ def cluster_resources() -> dict[str, float]:
 
 def node_processors() -> tuple[float, ...]:
     """Logical processors of each node that is up and has any."""
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return tuple(number for number in nodes if number)
+    return tuple(number for node in _nodes() if (number := node["Resources"].get("CPU", 0.0)))
 
 
 def largest_memory() -> float:
     """Bytes that the node with the most memory gives to workers."""
-    return max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)  # type: ignore[no-untyped-call]
+    return max((node["Resources"].get("memory", 0.0) for node in _nodes()), default=0.0)
 
 
 def alone() -> bool:
     """Whether this process runs on the cluster's only node."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return nodes == [ray.get_runtime_context().get_node_id()]
+    return [node["NodeID"] for node in _nodes()] == [ray.get_runtime_context().get_node_id()]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that are up, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray gives it no types
 
 
 def _start(address: str | None, cpus: int | None, folder: str | None, metrics_port: int | None) -> None:

@@ -32,11 +32,9 @@ class Octree:
     @property
     def root_faces(self) -> int:
         """Voxels of the faces between the root's children, on both sides: what reaches the root lies along them."""
-        extents, faces = self.grid.box.shape, 0
-        for axis in range(3):
-            if self.depth and self.shape(self.depth - 1)[axis] > 1:
-                faces += 2 * self.grid.box.size // extents[axis]
-        return faces
+        box = self.grid.box
+        halves = self.shape(self.depth - 1) if self.depth else (1, 1, 1)
+        return sum(2 * box.size // extent for extent, number in zip(box.shape, halves, strict=True) if number > 1)
 
     def shape(self, level: int) -> Triple:
         """Number of nodes of a level along z, y, x."""

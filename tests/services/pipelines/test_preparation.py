@@ -25,7 +25,7 @@ def test_a_volume_whose_root_has_no_room_is_announced(
     )
     create_volume(url, info).close()
     with cluster(cpus=1), caplog.at_level(logging.WARNING):
-        for box, warnings in (("0:4096,0:4096,0:4096", 0), (None, 1)):
+        for box, warnings in (("0:1024,0:1024,0:1024", 0), (None, 1)):
             out, began = str(tmp_path / f"out{warnings}"), time.monotonic()
             run = prepare(check(Request(url, out, str(model.folder), SegmentOptions(), box=box, chunk=(512, 512, 512))))
             assert time.monotonic() - began < 60
