@@ -5,7 +5,8 @@ A row is a chunk's description; the function reads, computes and writes its own 
 ::
 
     round 1   a window of chunks, several to a task  →  done, failed, or lost: their worker died
-    round 2   those that were lost, one to a task    →  …
+    round 2   those that were lost, one to a task,
+              by half as many workers                →  …
     round n   a chunk whose worker died `tries` times is given up: poisoned; then the next window
 
 Errors inside a chunk are caught where they happen (`chunk_worker`): storage failures are tried again, and a chunk that
@@ -152,12 +153,13 @@ def _window(
     left: dict[str, _Chunk], make: Callable[..., ChunkFunction], arguments: tuple[Any, ...], placement: Placement
 ) -> Iterator[Event]:
     """Run chunks in rounds until each has ended; what ended is taken out of `left`."""
-    first, barren, count = True, 0, len(left)
+    first, barren, count, workers = True, 0, len(left), placement.workers
     while left:
         before = len(left)
         size = _task_size(len(left), placement) if first else 1
         rows = [state.row() for state in left.values()]
-        pump = _Pump(_dataset(rows, size, make, arguments, replace(placement, prefetch=first and placement.prefetch)))
+        where = replace(placement, workers=workers, prefetch=first and placement.prefetch)
+        pump = _Pump(_dataset(rows, size, make, arguments, where))
         yield from _round(left, pump, placement)
         moved = len(left) < before or any(state.started for state in left.values())
         alone = not pump.error and size == 1 and not (first and placement.stateful)
@@ -176,7 +178,7 @@ def _window(
             if barren:  # what kills workers before they begin may pass, such as a device that is still being released
                 yield Waiting()
                 time.sleep(placement.pause_s * 2**barren)
-        first = False
+        first, workers = False, max(1, workers // 2)  # what killed them may be each other's memory
 
 
 @dataclass
@@ -270,6 +272,8 @@ def _dataset(
     workers = min(placement.workers, tasks)
     rules = Rules(placement.tries, placement.timeout_s, placement.pause_s)
 
+    ahead = 2 if placement.prefetch and tasks >= 2 * workers else 1  # else some hold two where others have none
+
     def build() -> ray.data.Dataset:
         _configure()
         dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=tasks)
@@ -280,9 +284,7 @@ def _dataset(
             return dataset.map_batches(
                 Worker,
                 fn_constructor_args=(make, arguments, rules),
-                compute=ray.data.ActorPoolStrategy(
-                    size=workers, max_tasks_in_flight_per_actor=2 if placement.prefetch else 1
-                ),
+                compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=ahead),
                 max_restarts=-1,
                 max_task_retries=0,
                 **options,
@@ -305,6 +307,9 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # what dies is run again here, the others go on
     context.target_max_block_size = 1  # every row is sent at once
+    context.execution_no_progress_timeout_s = -1  # chunks may take longer; what hangs is noticed here
+    # Shares of datasets are counted anew every second: a stage would begin with one task, and wait for other runs'.
+    context.op_resource_reservation_enabled = False
 
 
 @dataclass

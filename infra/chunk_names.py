@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.geometry import ChunkGrid
+from models.errors import InvalidInput
+from models.geometry import ChunkGrid, Triple
 
 _BITS_X, _BITS_Y, _BITS_Z = 16, 16, 31
 _LIMITS = (1 << _BITS_Z, 1 << _BITS_Y, 1 << _BITS_X)
@@ -30,8 +31,11 @@ class ChunkNames(Set[str]):
 
     @classmethod
     def at(cls, grid: ChunkGrid, ranks: NDArray[np.int64]) -> ChunkNames:
-        """The names of the chunks at these places of a grid's order, ascending; the inverse of `ranks`."""
-        _, ny, nx = grid.shape
+        """The names of the chunks at these places of a grid's order, ascending; the inverse of `ranks`.
+
+        Raises `InvalidInput` for a grid whose indices do not fit.
+        """
+        _, ny, nx = _fitting(grid)
         z, y, x = (axis.astype(np.uint64) for axis in (ranks // (ny * nx), ranks // nx % ny, ranks % nx))
         return cls._of(z << np.uint64(_BITS_X + _BITS_Y) | y << np.uint64(_BITS_X) | x, set())
 
@@ -72,9 +76,9 @@ class ChunkNames(Set[str]):
         return self._of(codes, self._others - names._others)
 
     def ranks(self, grid: ChunkGrid) -> NDArray[np.int64]:
-        """The places, in a grid's order, of those chunks that it has; int64, ascending."""
+        """The places, in a grid's order, of those chunks that it has; int64, ascending. Errors as in `at`."""
         z, y, x = (axis.astype(np.int64) for axis in _indices(self._codes))
-        nz, ny, nx = grid.shape
+        nz, ny, nx = _fitting(grid)
         within = (z < nz) & (y < ny) & (x < nx)
         places: NDArray[np.int64] = ((z * ny + y) * nx + x)[within]
         return places
@@ -101,6 +105,12 @@ class NameCollector:
     def names(self) -> ChunkNames:
         """The names as a set."""
         return ChunkNames._of(self.codes(), self.others)
+
+
+def _fitting(grid: ChunkGrid) -> Triple:
+    if any(n > limit for n, limit in zip(grid.shape, _LIMITS, strict=True)):
+        raise InvalidInput(f"chunks: expected at most {_LIMITS} along z, y, x, got {grid.shape}")
+    return grid.shape
 
 
 def _code(name: str) -> int | None:

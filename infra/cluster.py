@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook
+from ray._private.utils import get_num_cpus
 
 from infra.settings import current_settings
 from models.errors import RuntimeUnavailable
@@ -25,7 +26,8 @@ def cluster(address: str | None = None, *, cpus: int | None = None, metrics_port
     """Connect to the Ray at `address`, or run an embedded one until the block ends.
 
     The embedded Ray has a private temporary folder, so it neither finds nor disturbs another one on the host, and one
-    logical CPU more than `cpus` (default: all cores): Ray Data's own tasks need a place while actors hold the rest.
+    logical CPU more than `cpus` (default: `own_processors`): Ray Data's own tasks need a place while actors hold the
+    rest. Its workers have this process's own priority (`nice`), which Ray would lower.
     `metrics_port`: where the embedded Ray exports metrics for Prometheus; default a free one.
 
     Raises `RuntimeUnavailable` where no cluster answers.
@@ -62,6 +64,11 @@ def largest_memory() -> float:
     return max((node["Resources"].get("memory", 0.0) for node in _nodes()), default=0.0)
 
 
+def own_processors() -> int:
+    """Processors that this process may use: limits of its container and its affinity count."""
+    return max(1, min(len(os.sched_getaffinity(0)), int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
 def alone() -> bool:
     """Whether this process runs on the cluster's only node."""
     return [node["NodeID"] for node in _nodes()] == [ray.get_runtime_context().get_node_id()]
@@ -81,10 +88,11 @@ def _start(address: str | None, cpus: int | None, folder: str | None, metrics_po
             _knock(address)
             ray.init(address=address, **common)
         else:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers beside any other program
             ray.init(
                 address="local",
                 include_dashboard=False,
-                num_cpus=(cpus or os.cpu_count() or 1) + 1,
+                num_cpus=(cpus or own_processors()) + 1,
                 _temp_dir=folder,
                 _metrics_export_port=metrics_port,
                 object_store_memory=256 * 2**20,

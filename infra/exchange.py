@@ -85,9 +85,11 @@ class Exchange:
         return len(self._widths) if self.sources > _NEIGHBOURS else 0
 
     def tasks(self, number: int) -> ChunkGrid:
-        """The units of pass `number`, 1 to `passes`; index: group of files, leading bits of the bucket."""
-        prefixes = 1 << sum(self._widths[: number - 1])
-        return ChunkGrid(Box((0, 0, 0), (self._files(number), prefixes, 1)), (1, 1, 1))
+        """The units of pass `number`, 1 to `passes`; the first index is group of files · prefixes + prefix.
+
+        One index alone, since of the three in a chunk's name only the first may exceed 2^16; prefixes are up to 2^24.
+        """
+        return ChunkGrid(Box((0, 0, 0), (self._files(number) * self._prefixes(number), 1, 1)), (1, 1, 1))
 
     def units(self) -> ChunkGrid:
         """The buckets as units of work; the first index is the bucket."""
@@ -99,7 +101,7 @@ class Exchange:
 
     def run_pass(self, number: int, unit: Chunk, bucket_of: BucketOf) -> Written:
         """Do one unit of a pass; `bucket_of` gives the buckets of records."""
-        group, prefix, _ = unit.index
+        group, prefix = divmod(unit.index[0], self._prefixes(number))
         size = _GROUP if number > 1 else _NEIGHBOURS
         files = range(group * size, min((group + 1) * size, self._files(number - 1)))
         contents = self._sections(number - 1, prefix, files) if number > 1 else self._whole(files)
@@ -123,6 +125,10 @@ class Exchange:
     def _width(self, number: int) -> int:
         """Bits of the bucket that are decided by the sections of the files of pass `number`, 0 for the sources."""
         return self._widths[max(0, number - 1)]
+
+    def _prefixes(self, number: int) -> int:
+        """Leading bits of the bucket that the passes before `number` have decided, as a number of prefixes."""
+        return 1 << sum(self._widths[: number - 1])
 
     def _files(self, number: int) -> int:
         """Files per prefix after pass `number`."""

@@ -17,7 +17,6 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,6 @@ from models.errors import NotFound, StorageFailed
 from models.geometry import Chunk
 
 FAILED = "failed"
-THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,11 @@ class Ledger:
 
     def forget(self, chunks: Iterable[str]) -> None:
         """Remove the markers of chunks, so that they are done again."""
-        self._remove(f"{chunk}.{self.key}.json" for chunk in chunks)
+        self._folder.delete(f"{chunk}.{self.key}.json" for chunk in chunks)
 
     def forget_failures(self, chunks: Iterable[str]) -> None:
         """Remove what is said of failures of these chunks."""
-        self._remove(f"{chunk}.{FAILED}.json" for chunk in chunks)
+        self._folder.delete(f"{chunk}.{FAILED}.json" for chunk in chunks)
 
     def with_key(self, key: str) -> Ledger:
         """The markers of the same stage under another key."""
@@ -112,10 +110,6 @@ class Ledger:
     @property
     def _folder(self) -> Folder:
         return self.folder / "progress" / self.stage
-
-    def _remove(self, names: Iterable[str]) -> None:
-        with ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(self._folder.remove, names))
 
 
 def why_again(ledger: Ledger, chunks: Iterable[str], markers: Markers) -> str:

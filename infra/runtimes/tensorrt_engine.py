@@ -80,7 +80,7 @@ def build_engine(
 def cached_engine(folder: Path, key: dict[str, Any], build: Callable[[], bytes]) -> bytes:
     """Return the engine that `key` describes from `folder`, or build and keep it.
 
-    A file carries its SHA-256 in front, so a damaged one is built anew.
+    A file carries its SHA-256 in front, so a damaged one is built anew. Where it cannot be kept, a warning says so.
     """
     text = json.dumps(key, sort_keys=True, default=asdict)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.engine"
@@ -91,10 +91,14 @@ def cached_engine(folder: Path, key: dict[str, Any], build: Callable[[], bytes])
             return engine
         logger.warning("engine %s is damaged and is built anew", path)
     engine = build()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as stream:
-        stream.write(hashlib.sha256(engine).digest() + engine)
-    os.replace(stream.name, path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as stream:
+            stream.write(hashlib.sha256(engine).digest() + engine)
+        os.replace(stream.name, path)
+    except OSError as error:
+        logger.warning("engine %s cannot be kept and will be built again: %s", path, error)
+        return engine
     logger.info("engine %s kept for %s", path, text)
     return engine
 

@@ -14,6 +14,6 @@ The first two lie on local disks, `gs://`, `s3://` and (zarr) `memory://`; .npy 
 
 from infra.volumes.base import Volume
 from infra.volumes.info import VolumeInfo
-from infra.volumes.opening import create_pyramid, create_volume, open_volume
+from infra.volumes.opening import create_pyramid, create_volume, delete_volume, open_volume
 
-__all__ = ["Volume", "VolumeInfo", "create_pyramid", "create_volume", "open_volume"]
+__all__ = ["Volume", "VolumeInfo", "create_pyramid", "create_volume", "delete_volume", "open_volume"]

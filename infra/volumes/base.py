@@ -38,6 +38,8 @@ class Volume(ABC):
     format: str
     counts_boxes: bool = False
     """Whether the meter counts boxes of local files, because the format keeps its file open or mapped."""
+    reaches_out: bool = False
+    """Whether some of its voxels lie in other files, which its metadata name."""
 
     def __init__(
         self,

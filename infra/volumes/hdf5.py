@@ -65,8 +65,12 @@ def open_(
         name = _chosen(location, file)
         dataset = file[name]
         info = _info(dataset, str(location))
+        # Also a view of its own file: what it shows may be another view, of another file. Links out are not followed.
+        reaches_out = dataset.is_virtual or dataset.external is not None
     options = {"writable": writable, "voxel_size_nm": voxel_size_nm, "settings": settings}
-    return Hdf5Volume(location, info, name, **options)
+    volume = Hdf5Volume(location, info, name, **options)
+    volume.reaches_out = reaches_out
+    return volume
 
 
 def create(location: Location, info: VolumeInfo, settings: Settings) -> None:

@@ -118,6 +118,18 @@ def create_pyramid(
     return volumes
 
 
+def delete_volume(url: str | os.PathLike[str]) -> None:
+    """Delete the volume at a URL that says the format, as `create_volume` takes it, with all its levels.
+
+    What is not recognised as a volume is never deleted. Raises `NotFound` where there is none, and what opening it
+    raises.
+    """
+    settings, location = current_settings(), _for_creation(url)
+    with storage_errors(str(location)):
+        _open(location, writable=False, level=0, voxel_size_nm=None, settings=settings).close()
+        _format(location).delete(location, settings)
+
+
 def _difference(wanted: VolumeInfo, found: Volume) -> str | None:
     difference = wanted.difference(found.info)
     if difference is None and found.format in ("zarr", "precomputed", "hdf5"):  # the others have no chunks to choose

@@ -92,7 +92,14 @@ def open_(
     opened = ts.open(spec, open=True, read=True, write=writable, context=_context(settings))
     store = opened.result(timeout=settings.timeout_s())
     options = {"writable": writable, "level": level, "voxel_size_nm": voxel_size_nm, "settings": settings}
-    return PrecomputedVolume(location, info, store, _scale_text(stored, level), **options)
+    volume = PrecomputedVolume(location, info, store, _scale_text(stored, level), **options)
+    volume.reaches_out = _leads_out(str(stored["scales"][level]["key"]))
+    return volume
+
+
+def _leads_out(key: str) -> bool:
+    """Whether a scale's key leaves the volume's prefix."""
+    return key.startswith("/") or "://" in key or ".." in key.split("/")
 
 
 def _scale_text(stored: Mapping[str, Any], level: int) -> str:

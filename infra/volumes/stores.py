@@ -25,7 +25,7 @@ from infra.volumes.failures import storage_errors
 from infra.volumes.location import Location
 from infra.volumes.metering import count, http_trace
 from infra.volumes.patience import Patience, operation_limit
-from models.errors import InvalidVolume, RuntimeUnavailable
+from models.errors import InvalidVolume, RuntimeUnavailable, StorageFailed
 
 LIST_PAGE = 5000
 """Names in one answer of a bucket's list; Amazon gives 1000 at most."""
@@ -265,14 +265,28 @@ class Objects:
         bucket, _, prefix = self.location.path.partition("/")
         return bucket, f"{prefix}/" if prefix else ""
 
+    def delete(self, name: str) -> None:
+        """Delete one object, by one request; nothing happens where there is none."""
+        with storage_errors(self._where(name)):
+            try:
+                if self._fs is None:
+                    count("delete")
+                    os.unlink(self._path(name))
+                else:
+                    self._call("rm_file", self._path(name))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return
+
     def delete_all(self) -> None:
-        """Delete whatever lies at or below the location."""
+        """Delete whatever lies at or below the location; raises `StorageFailed` where something is left."""
         with storage_errors(self._where("")):
             path = Path(self.location.path)
             if self._fs is None:
                 count("delete")
             if self._fs is not None:
                 self._call("rm", self.location.path, recursive=True, nbytes=1 << 32)
+                if self.occupied():  # s3fs passes over what S3 refuses to delete
+                    raise StorageFailed(f"{self.location}: still there after its removal; may objects be deleted here?")
             elif path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -104,11 +104,15 @@ def open_(
         shape = (depth, height, width) if channels == 1 else (channels, depth, height, width)
         info = _described(file, info_of_array(shape, series.dtype, url, chunks=one_section(shape)), url)
         offset, stored = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
+        # All pages may lie in one other file, and then an offset is one in there.
+        reaches_out = series.is_multifile or series.keyframe.parent is not file
         in_order = bool((pages.ravel() == np.arange(pages.size)).all())
-    if offset is None or not in_order:
+    if offset is None or reaches_out or not in_order:
         if writable:
             raise AccessDenied(f"{url}: only uncompressed stacks of one piece can be written in place")
-        return PagedVolume(location, info, pages, **options)
+        paged = PagedVolume(location, info, pages, **options)
+        paged.reaches_out = reaches_out
+        return paged
     mapped = np.memmap(path, dtype=stored, mode="r+" if writable else "r", offset=offset, shape=info.array_shape())
     return ArrayVolume(location, info, mapped, "tiff", **options)
 

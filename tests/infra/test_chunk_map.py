@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from infra.chunk_map import ChunkFunction, Done, Event, Failed, Placement, Started, map_chunks
-from infra.cluster import cluster
+from infra.cluster import cluster, own_processors
 from models.errors import ChunkFailed, StorageFailed
 from models.geometry import Box, Chunk
 
@@ -45,6 +46,15 @@ def make(mode: str, marks: str = "") -> ChunkFunction:
             elif mode == "fails":
                 raise StorageFailed("x.zarr: damaged")
         return {"voxels": chunk.box.size}
+
+    return apply
+
+
+def noting(seconds: float) -> ChunkFunction:
+    def apply(chunk: Chunk) -> dict[str, float]:
+        began = time.monotonic()
+        time.sleep(seconds)
+        return {"began": began, "ended": time.monotonic()}
 
     return apply
 
@@ -136,3 +146,27 @@ def test_a_stage_that_is_abandoned_ends_at_once_and_in_good_order(stateful: bool
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 42, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_chunk_may_take_longer_than_ray_waits() -> None:
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = 1
+    found = [event for event in map_chunks(chunks(1), noting, (4.0,), Placement(tries=1)) if isinstance(event, Done)]
+    assert [event.report["ended"] - event.report["began"] > 4 for event in found] == [True]
+
+
+def test_a_stage_begins_with_all_its_workers() -> None:
+    def together() -> bool:
+        events = map_chunks(chunks(2), noting, (0.7,), Placement(workers=2))
+        reports = [event.report for event in events if isinstance(event, Done)]
+        return max(report["began"] for report in reports) < min(report["ended"] for report in reports)
+
+    together()  # starts the processes
+    assert any(together() for _ in range(3))
+
+
+def test_processors_are_those_that_the_process_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from infra.cluster import own_processors; print(own_processors())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+    assert 1 <= own_processors() <= (os.cpu_count() or 1)

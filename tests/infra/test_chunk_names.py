@@ -1,10 +1,12 @@
 """Packed sets of chunk names behave as sets of strings."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.chunk_names import ChunkNames
+from models.errors import InvalidInput
 from models.geometry import Box, ChunkGrid
 
 names = st.one_of(
@@ -38,3 +40,20 @@ def test_places_in_a_grid(shape: tuple[int, int, int], held: set[str]) -> None:
     assert [grid[int(rank)].name for rank in ranks] == [chunk.name for chunk in grid if chunk.name in held]
     assert ChunkNames.at(grid, ranks) == held & {chunk.name for chunk in grid}
     assert np.array_equal(ChunkNames.at(grid, ranks).ranks(grid), ranks)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 65537), (1, 65537, 1), (2**31 + 1, 1, 1)])
+def test_a_grid_whose_indices_do_not_fit_is_refused(shape: tuple[int, int, int]) -> None:
+    grid = ChunkGrid(Box.from_shape(shape), (1, 1, 1))
+    with pytest.raises(InvalidInput, match=f"at most .* along z, y, x, got \\({shape[0]}, {shape[1]}, {shape[2]}"):
+        ChunkNames.at(grid, np.array([len(grid) - 1]))
+    with pytest.raises(InvalidInput, match="at most"):
+        ChunkNames([grid[len(grid) - 1].name]).ranks(grid)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 65536), (3, 65536, 1), (2**31, 1, 1)])
+def test_the_largest_indices_fit(shape: tuple[int, int, int]) -> None:
+    grid = ChunkGrid(Box.from_shape(shape), (1, 1, 1))
+    last = np.array([len(grid) - 1])
+    assert list(ChunkNames.at(grid, last)) == [grid[len(grid) - 1].name]
+    assert np.array_equal(ChunkNames.at(grid, last).ranks(grid), last)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.chunk_names import ChunkNames
 from infra.exchange import Exchange, Record
 from infra.objects import Folder
 from models.errors import StorageFailed
@@ -90,3 +91,29 @@ def test_the_same_records_make_the_same_bytes(tmp_path: Path) -> None:
     buckets = np.array([bucket_of(exchange, record.id) for record in records])
     first = exchange.write(0, records, buckets)
     assert exchange.write(0, records[::-1], buckets[::-1]) == first
+
+
+@pytest.mark.parametrize(("sources", "number"), [(1100, 2), (10**6, 3), (6 * 10**7, 4), (6 * 10**7, 1)])
+def test_units_of_a_pass_have_names_that_fit_and_say_what_is_done(sources: int, number: int) -> None:
+    exchange = Exchange(Folder("memory://exchange/names"), sources)
+    units = exchange.tasks(number)
+    prefixes = 1 << sum(exchange._widths[: number - 1])
+    assert units.shape == (exchange._files(number) * prefixes, 1, 1)
+    ranks = np.unique([0, 1, prefixes - 1, len(units) // 3, len(units) - 2, len(units) - 1])
+    done = ChunkNames.at(units, ranks)
+    assert done == {units[int(rank)].name for rank in ranks}
+    assert np.array_equal(ChunkNames(list(done)).ranks(units), ranks)
+
+
+def test_every_unit_of_a_pass_writes_its_own_file(tmp_path: Path) -> None:
+    exchange = Exchange(Folder(str(tmp_path)), 1100)
+    for source in range(1100):
+        exchange.write(source, [], [])
+    for number in (1, 2):
+        written = [
+            exchange.run_pass(number, unit, lambda found: [0] * len(found)).url for unit in exchange.tasks(number)
+        ]
+        names = [
+            exchange._name(number, file, prefix) for file in range(69 if number == 1 else 2) for prefix in range(64)
+        ]
+        assert written == [f"{tmp_path}/{name}" for name in names if number == 2 or "/0/" in name]

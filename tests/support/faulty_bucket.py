@@ -110,6 +110,7 @@ class FaultyBucket:
         self._ready.set()
         await self._closing.wait()
         server.close()
+        await asyncio.sleep(0.02)  # connections that are being accepted become some that can be closed
         while others := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
             for task in others:
                 task.cancel()

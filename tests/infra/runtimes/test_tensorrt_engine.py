@@ -92,6 +92,12 @@ def test_engines_are_kept_and_damage_is_repaired(tmp_path: Path, caplog: pytest.
     assert not list(folder.glob("*.partial"))
 
 
+def test_an_engine_that_cannot_be_kept_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert cached_engine(tmp_path / "file" / "engines", {"gpu": "GB"}, lambda: b"engine") == b"engine"
+    assert "cannot be kept" in caplog.text
+
+
 def test_folder_follows_the_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert engine_folder() == tmp_path / "petavoxel" / "engines"

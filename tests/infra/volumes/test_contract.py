@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
+from infra.volumes import Volume, VolumeInfo, create_volume, delete_volume, open_volume
 from models.errors import AccessDenied, InvalidVolume, NotFound
 from models.geometry import Box
 
@@ -209,6 +209,14 @@ class VolumeContract:
             create_volume(url, info(voxel_size_nm=(1, 2, 3)), exists="reuse")
         replaced = create_volume(url, info(), exists="replace")
         assert not replaced.read(replaced.box).any()
+
+    def test_a_deleted_volume_makes_room(self, url: str) -> None:
+        self.create(url, info()).close()
+        delete_volume(url)
+        for missing in (open_volume, delete_volume):
+            with pytest.raises(NotFound):
+                missing(url)
+        self.create(url, info()).close()
 
 
 class NoVoxelSizeContract:

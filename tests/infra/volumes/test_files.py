@@ -219,3 +219,59 @@ def test_single_volumes_have_one_level(tmp_path: Path, name: str) -> None:
     create_volume(f"{tmp_path}/{name}", VolumeInfo(shape=(2, 3, 4), dtype=np.dtype("uint8")))
     with pytest.raises(NotFound, match="level 0, asked for level 1"):
         open_volume(f"{tmp_path}/{name}", level=1)
+
+
+def test_hdf5_voxels_of_other_files(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["raw"] = ARRAY
+        file["group/raw"] = ARRAY
+    ARRAY.tofile(tmp_path / "raw.bin")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["own"] = ARRAY
+        file.create_dataset("external", ARRAY.shape, ARRAY.dtype, external=[(tmp_path / "raw.bin", 0, ARRAY.nbytes)])
+        for name, source in (("virtual", tmp_path / "other.h5"), ("view", ".")):
+            layout = h5py.VirtualLayout(ARRAY.shape, ARRAY.dtype)
+            layout[:] = h5py.VirtualSource(source, "own" if source == "." else "raw", ARRAY.shape)
+            file.create_virtual_dataset(name, layout)
+        file["link"] = h5py.ExternalLink(tmp_path / "other.h5", "raw")
+        file["group"] = h5py.ExternalLink(tmp_path / "other.h5", "group")
+    reaching = {"own": False, "external": True, "virtual": True, "view": True}
+    for name, expected in reaching.items():
+        with open_volume(f"{tmp_path}/a.h5:/{name}") as volume:
+            assert volume.reaches_out is expected, name
+            np.testing.assert_array_equal(volume.read(volume.box), ARRAY)
+    for name in ("link", "group/raw"):
+        with pytest.raises(NotFound, match="no dataset"):
+            open_volume(f"{tmp_path}/a.h5:/{name}")
+
+
+def _ome(path: Path, own: int, files: list[tuple[str, int]]) -> None:
+    """An OME-TIFF with `own` sections, and sections of other files behind them."""
+    depth, height, width = own + sum(count for _, count in files), *ARRAY.shape[1:]
+    planes = [f'<TiffData IFD="0" FirstZ="0" PlaneCount="{own}"/>'] if files and own else []
+    begin = own
+    for number, (name, count) in enumerate(files):
+        uuid = f'<UUID FileName="{name}">urn:uuid:{number + 2}</UUID>'
+        planes.append(f'<TiffData IFD="0" FirstZ="{begin}" PlaneCount="{count}">{uuid}</TiffData>')
+        begin += count
+    ome = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="{width}" SizeY="{height}" '
+        f'SizeZ="{depth}" SizeC="1" SizeT="1"><Channel ID="Channel:0:0"/>{"".join(planes)}</Pixels></Image></OME>'
+    )
+    tifffile.imwrite(path, ARRAY[: max(own, 1)], photometric="minisblack", description=ome, metadata=None)
+
+
+@pytest.mark.parametrize("own", [0, 2], ids=["all", "some"])
+@pytest.mark.filterwarnings("ignore:.*reading array from closed file")
+def test_tiff_sections_of_other_files(own: int, tmp_path: Path) -> None:
+    rest = ARRAY[own:]
+    tifffile.imwrite(tmp_path / "other.tif", rest, photometric="minisblack", metadata=None)
+    _ome(tmp_path / "a.ome.tif", own, [("other.tif", len(rest))])
+    with open_volume(tmp_path / "a.ome.tif") as volume:
+        assert volume.reaches_out
+        np.testing.assert_array_equal(volume.read(volume.box), ARRAY)
+    tifffile.imwrite(tmp_path / "b.ome.tif", ARRAY, ome=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "c.ome.tif", ARRAY, ome=True, metadata={"axes": "ZYX"}, compression="zlib")
+    for name in ("b.ome.tif", "c.ome.tif", "other.tif"):
+        assert not open_volume(tmp_path / name).reaches_out

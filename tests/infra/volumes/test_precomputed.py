@@ -171,3 +171,30 @@ def test_shards_are_written_whole_and_read_by_tensorstore(shape: Any, dtype: str
     np.testing.assert_array_equal(found[..., 0].transpose(2, 1, 0), values)
     again = create_volume(f"precomputed://{tmp_path}/v", given, exists="reuse")
     np.testing.assert_array_equal(again.read(again.box), values)
+
+
+@pytest.mark.parametrize("key", ["../secret/8_4_40", "../../{name}/secret/8_4_40", "a/../../secret/8_4_40"])
+def test_scales_outside_the_volume(key: str, tmp_path: Path) -> None:
+    url = f"precomputed://{tmp_path}/secret"
+    image = np.random.default_rng(0).integers(1, 255, (20, 33, 40), dtype=np.uint8)
+    create_volume(url, image_info()).write(image_info().box, image)
+    assert not open_volume(url).reaches_out
+    stored = json.loads((tmp_path / "secret" / "info").read_text())
+    stored["scales"] = [stored["scales"][0], {**stored["scales"][0], "key": key.format(name=tmp_path.name)}]
+    (tmp_path / "secret" / "info").unlink()
+    (tmp_path / "secret" / "8_4_40").mkdir(exist_ok=True)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "info").write_text(json.dumps(stored))
+    assert not open_volume(f"precomputed://{tmp_path}/a").reaches_out
+    leaving = open_volume(f"precomputed://{tmp_path}/a", level=1)
+    assert leaving.reaches_out
+    np.testing.assert_array_equal(leaving.read(leaving.box), image)
+
+
+@pytest.mark.parametrize("key", ["/secret", "//secret", "file:///secret", "gs://bucket/secret"])
+def test_scales_with_absolute_keys(key: str, tmp_path: Path) -> None:
+    create_volume(f"precomputed://{tmp_path}/a", image_info()).close()
+    stored = json.loads((tmp_path / "a" / "info").read_text())
+    stored["scales"][0]["key"] = key
+    (tmp_path / "a" / "info").write_text(json.dumps(stored))
+    assert open_volume(f"precomputed://{tmp_path}/a").reaches_out

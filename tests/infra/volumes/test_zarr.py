@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from infra.volumes import VolumeInfo, create_pyramid, create_volume, open_volume
-from models.errors import InvalidInput, InvalidVolume, NotFound
+from models.errors import InvalidInput, InvalidVolume, NotFound, StorageFailed
 from models.geometry import Box, ChunkGrid
 
 FACTORS = [(1, 2, 2), (2, 2, 2)]
@@ -260,3 +260,30 @@ def test_forked_child_reads_an_open_volume(tmp_path: Path) -> None:
     child.join(timeout=60)
     assert child.exitcode == 0
     assert results.get() == 5 * 20 * 33 * 40
+
+
+@pytest.mark.parametrize("consolidated", [False, True])
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("path", ["../secret.zarr", "0/../../secret.zarr", "{0}/secret.zarr", "file://{0}/secret.zarr"])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_levels_do_not_leave_the_volume(path: str, version: int, consolidated: bool, tmp_path: Path) -> None:
+    prefix, path = "zarr2://" if version == 2 else "", path.format(tmp_path)
+    secret = create_volume(f"{prefix}{tmp_path}/secret.zarr", label_info())
+    secret.write(secret.box, np.full(secret.info.shape, 7, np.uint64))
+    create_pyramid(f"{prefix}{tmp_path}/a.zarr", label_info(), [])
+    if consolidated:
+        zarr.consolidate_metadata(tmp_path / "a.zarr", zarr_format=version)  # type: ignore[arg-type]
+    open_volume(f"{prefix}{tmp_path}/a.zarr").close()
+    files = [tmp_path / "a.zarr" / name for name in (".zattrs", ".zmetadata", "zarr.json")]
+    for file in (file for file in files if file.exists()):
+        text = file.read_text()
+        assert '"path": "0"' in text
+        for before, after in (
+            ('"path": "0"', f'"path": "{path}"'),
+            ('"0": {', f'"{path}": {{'),
+            ('"0/.z', f'"{path}/.z'),
+        ):
+            text = text.replace(before, after)
+        file.write_text(text)
+    with pytest.raises((NotFound, StorageFailed)):
+        open_volume(f"{prefix}{tmp_path}/a.zarr")
