@@ -16,6 +16,9 @@ from scipy.ndimage import distance_transform_edt
 from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Triple, VoxelSize
 
+_ROUNDING = 1e-9
+"""Of the tolerance: voxel sizes such as 3.6 nm have multiples that fall short of it by rounding."""
+
 
 @dataclass(frozen=True)
 class BoundaryCounts:
@@ -69,7 +72,7 @@ def label_boundaries(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 def boundary_halo(tolerance_nm: float, voxel_size_nm: VoxelSize) -> Triple:
     """Voxels to read around a chunk so that `boundary_counts` of chunks add up to those of the whole."""
-    z, y, x = (int(tolerance_nm // size) + 1 for size in voxel_size_nm)
+    z, y, x = (int(tolerance_nm * (1 + _ROUNDING) // size) + 1 for size in voxel_size_nm)
     return z, y, x
 
 
@@ -105,5 +108,5 @@ def _near(boundary: NDArray[np.bool_], voxel_size_nm: VoxelSize, tolerance_nm: f
     if not boundary.any():
         return np.zeros(boundary.shape, np.bool_)
     distances = distance_transform_edt(~boundary, sampling=voxel_size_nm)
-    near: NDArray[np.bool_] = distances <= tolerance_nm * (1 + 1e-9)
+    near: NDArray[np.bool_] = distances <= tolerance_nm * (1 + _ROUNDING)
     return near

@@ -288,6 +288,8 @@ class Trainer:
         self.network.load_state_dict(held["network"])
         self.averaged.load_state_dict(content["state"])
         self.optimizer.load_state_dict(held["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.options.weight_decay  # it may have been changed, as the rate may
         self.best_voi, self.without_gain = float(held["best_voi"]), int(held["without_gain"])
         self.reductions = int(held["reductions"])
         self.step = int(content["step"])

@@ -11,7 +11,8 @@ from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from models.errors import InvalidVolume
 from models.geometry import NEAREST, Triple
@@ -113,11 +114,13 @@ def section_scores(inside: NDArray[np.float32], labels: NDArray[np.integer]) -> 
 
 def section_parts(labels: NDArray[np.integer]) -> NDArray[np.uint64]:
     """Ids, above 0, of the connected parts of each label of one section (y, x); 0 where labels are not positive."""
-    connected, _ = ndimage.label(labels > 0)
-    pairs = np.stack([connected.ravel(), np.maximum(labels, 0).astype(np.int64).ravel()])
-    _, parts = np.unique(pairs, axis=1, return_inverse=True)
-    ids = parts.reshape(labels.shape) + 1
-    return np.where(connected > 0, ids, 0).astype(np.uint64)
+    voxel = np.arange(labels.size).reshape(labels.shape)
+    same = [labels[1:] == labels[:-1], labels[:, 1:] == labels[:, :-1]]
+    ends = [np.concatenate([voxel[1:][same[0]], voxel[:, 1:][same[1]]])]
+    ends.append(np.concatenate([voxel[:-1][same[0]], voxel[:, :-1][same[1]]]))
+    touching = coo_array((np.ones(ends[0].size, np.bool_), ends), shape=(labels.size, labels.size))
+    _, parts = connected_components(touching, directed=False)
+    return np.where(labels > 0, parts.reshape(labels.shape).astype(np.uint64) + np.uint64(1), np.uint64(0))
 
 
 def affinities_of_inside(inside: NDArray[np.float32]) -> NDArray[np.float32]:

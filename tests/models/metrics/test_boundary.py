@@ -67,6 +67,22 @@ def test_counts_of_chunks_with_halo_add_up(seed: int, chunk, tolerance: float) -
     assert total == boundary_counts(pred, truth, voxel_size_nm=SIZE, tolerance_nm=tolerance)
 
 
+def test_a_halo_reaches_as_far_as_the_tolerance_does() -> None:
+    size, tolerance = 3.6, 18.0  # five voxels, but 18 // 3.6 == 4
+    rng = np.random.default_rng(0)
+    whole = Box((0, 0, 0), (1, 1, 40))
+    for _ in range(60):
+        pred, truth = (rng.integers(1, 9, 20).repeat(rng.integers(1, 9, 20))[:40][None, None] for _ in range(2))
+        pred, truth = (np.resize(labels, (1, 1, 40)) for labels in (pred, truth))
+        options = {"voxel_size_nm": (40.0, 40.0, size), "tolerance_nm": tolerance}
+        total = BoundaryCounts()
+        for part in ChunkGrid(whole, (1, 1, 5)):
+            box = part.box.grown(boundary_halo(tolerance, (40.0, 40.0, size))).intersection(whole)
+            inside = [labels[box.slices()] for labels in (pred, truth)]
+            total += boundary_counts(*inside, counted=part.box.slices(box.start), **options)
+        assert total == boundary_counts(pred, truth, **options)
+
+
 def test_bad_input_is_refused() -> None:
     labels = np.ones((2, 3, 4), int)
     with pytest.raises(InvalidVolume, match="one shape"):

@@ -126,6 +126,8 @@ def test_sections_are_scored_one_by_one() -> None:
     parts = section_parts(labels[1])
     assert len(np.unique(parts[parts > 0])) == 4
     assert ((parts > 0) == (labels[1] > 0)).all()
+    dense = section_parts(np.array([[5, 7, 5, 0], [5, 7, 5, 5], [0, 0, -1, 5]]))
+    np.testing.assert_array_equal(dense, [[1, 2, 3, 0], [1, 2, 3, 3], [0, 0, 0, 3]])
     inside = (labels > 0).astype(np.float32)[None]
     perfect = section_scores(inside, labels)
     assert perfect["voi"] == pytest.approx(0, abs=1e-9)

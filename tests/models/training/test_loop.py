@@ -58,6 +58,13 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert torch.get_num_threads() == threads
 
 
+def test_a_changed_weight_decay_holds_from_the_step_reached(volume: LabelledVolume, tmp_path: Path) -> None:
+    trainer(volume, 2, weight_decay=0.01).save(tmp_path / "last.pt", NM, {})
+    second = trainer(volume, 2, weight_decay=0.5)
+    second.resume(tmp_path / "last.pt")
+    assert [group["weight_decay"] for group in second.optimizer.param_groups] == [0.5]
+
+
 def test_it_learns(volume: LabelledVolume) -> None:
     made = trainer(volume, 200, defects=False, learning_rate=5e-3, average_decay=0.9)
     before = made.validate((volume,))["loss"]
