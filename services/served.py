@@ -86,8 +86,7 @@ class ServedModel:
                 f"endpoints {app}: expected model {entry.key} with SHA-256 {card.file.sha256}, "
                 f"they serve {entry.card.file.sha256}"
             )
-        place = f"{entry.key}:{entry.card.file.sha256[:16]}"
-        handle = serve.get_deployment_handle(MODELS, app_name=app).options(multiplexed_model_id=place)
+        handle = serve.get_deployment_handle(MODELS, app_name=app).options(multiplexed_model_id=entry.content)
         return cls(app, card, Call(entry, "pipeline"), handle, engine)
 
     def asked_engine(self) -> Engine:

@@ -100,7 +100,7 @@ class RequestLog:
             await send(message)
 
         token = logs.request_id.set(current)
-        quiet = scope["path"].startswith(_QUIET)
+        quiet = scope["path"] == "/" or scope["path"].startswith(_QUIET)
         try:
             with nullcontext() if quiet else tracing.request_span(scope["method"], headers):
                 try:

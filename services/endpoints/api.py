@@ -57,6 +57,7 @@ def create_api(
 
 
 def _add_health(app: FastAPI, backend: Backend, gate: Gate) -> None:
+    @app.get("/", include_in_schema=False)  # where load balancers ask by default
     @app.get("/healthz", tags=["health"])
     async def healthz() -> Health:
         """Whether the process answers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
@@ -27,6 +29,7 @@ from services.endpoints.gate import Gate
 from services.endpoints.pool import ModelPool, Segmenters
 from services.endpoints.problems import Overloaded, Problem, Unavailable
 from services.endpoints.references import Prefixes
+from services.endpoints.routing import Spread
 from services.endpoints.schemas import Reference
 from services.endpoints.tokens import Tokens
 from services.endpoints.worker import Answer
@@ -35,6 +38,10 @@ APP = "petavoxel"
 MODELS, SEGMENTERS = "Models", "Segmenters"
 INGRESS_REQUESTS = 1000
 """Open requests of the ingress; Ray's default of 5 starves what lies behind it, health checks included."""
+INGRESS_CPUS, SEGMENTER_CPUS = 0.05, 0.9
+"""Processors that Ray sets aside, together one. What needs none is put anywhere, on heads without processors too."""
+SURGE_PERCENT = 25
+"""Replicas that may be begun beside the old ones when those are replaced, of their number, at least one."""
 DIRECT_BYTES = 100_000
 """Images up to this travel with the call; an object of their own costs some milliseconds and pays off later."""
 STATUS_S = 1.0
@@ -58,7 +65,12 @@ def build_app(config: ServeConfig) -> serve.Application:
         config,
         replicas=(config.replicas, config.max_replicas),
         max_ongoing_requests=config.open_requests,  # they wait there, in the order in which they came
-        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.gpus},
+        request_router_config=_routed(Spread, busy=config.ongoing),
+        ray_actor_options={
+            "num_cpus": config.replica_cpus,
+            "num_gpus": config.gpus,
+            **_with_environment(RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD="0"),  # it only waits, threads compute
+        },
     )
     segmenters = _scaled(
         Segmenters,
@@ -66,7 +78,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         config,
         replicas=(config.segment_replicas, config.max_segment_replicas),
         max_ongoing_requests=config.open_requests,  # most of them wait for their affinities
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": SEGMENTER_CPUS},
     )
     ingress = _as_deployment(
         serve.ingress()(Ingress),
@@ -75,8 +87,8 @@ def build_app(config: ServeConfig) -> serve.Application:
         max_ongoing_requests=INGRESS_REQUESTS,
         max_queued_requests=INGRESS_REQUESTS,
         max_surge_percent=100,
-        graceful_shutdown_timeout_s=config.drain_timeout_s,
-        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=config.stop_s,
+        ray_actor_options={"num_cpus": INGRESS_CPUS, **_with_environment(RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP="0")},
         **_logging(config),
     )
     application: serve.Application = ingress.bind(config, models.bind(catalog.entries, config), segmenters.bind(config))
@@ -104,14 +116,27 @@ def _scaled(
     return _as_deployment(
         kind,
         name=name,
-        max_constructor_retry_count=2,
-        max_surge_percent=100,
+        max_surge_percent=SURGE_PERCENT,
         health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        graceful_shutdown_timeout_s=config.stop_s,
         **_logging(config),
         **options,
     )
+
+
+def _with_environment(**variables: str) -> dict[str, Any]:
+    """Options of an actor whose process has these variables; each here takes a change of thread off every request."""
+    return {"runtime_env": {"env_vars": variables}}
+
+
+def _routed(router: type, **options: Any) -> RequestRouterConfig:
+    """How handles choose a replica."""
+    make: Any = RequestRouterConfig  # typed for its class alone
+    config: RequestRouterConfig = make(
+        request_router_class=f"{router.__module__}.{router.__qualname__}", request_router_kwargs=options
+    )
+    return config
 
 
 def _logging(config: ServeConfig) -> dict[str, Any]:
@@ -136,7 +161,7 @@ class Ingress:
         tracing.configure("ingress")
         self._config = config
         self._gate = Gate(config.open_requests)
-        limit = config.max_queued_requests + config.ongoing * config.replicas
+        limit = config.max_queued_requests + config.ongoing * (config.max_replicas or config.replicas)
         self._backend = Replicas(models, segmenters, limit)
         self._catalog = Catalog(config.models, config.model_folder, config.rescan_s, self._probe)
 
@@ -170,6 +195,7 @@ class Replicas:
 
     def __init__(self, models: DeploymentHandle[Any], segmenters: DeploymentHandle[Any], limit: int) -> None:
         self._models, self._segmenters = models, segmenters
+        self._pool = lru_cache(maxsize=256)(self._handle)  # made anew, a handle costs more than its call
         self._places = Gate(limit)
         self._status: ServeStatus | None = None
         self._asked = -STATUS_S
@@ -197,7 +223,7 @@ class Replicas:
 
     async def check(self, call: Call) -> Problem | None:
         """What is wrong with a model, or None."""
-        problem: Problem | None = await _answer(self._pool(call).check.remote(call))
+        problem: Problem | None = await _answer(self._pool(call.entry.content, "check").remote(call))
         return problem
 
     async def replicas(self) -> dict[str, int]:
@@ -214,14 +240,14 @@ class Replicas:
             counts[name.lower()] = sum(number for state, number in states.items() if state == "RUNNING")
         return counts
 
-    def _pool(self, call: Call) -> DeploymentHandle[Any]:
+    def _handle(self, model_id: str, method: str) -> DeploymentHandle[Any]:
         """The handle that prefers replicas which hold the model."""
-        return self._models.options(multiplexed_model_id=f"{call.entry.key}:{call.entry.card.file.sha256[:16]}")
+        return self._models.options(multiplexed_model_id=model_id, method_name=method)
 
     async def _predicted(self, call: Call, image: NDArray[Any] | Reference) -> Any:
         direct = isinstance(image, Reference) or image.nbytes <= DIRECT_BYTES
         given = image if direct else await asyncio.to_thread(ray.put, image)
-        return self._pool(call).predict.remote(call, given)
+        return self._pool(call.entry.content, "predict").remote(call, given)
 
 
 async def _answer(response: Any, *before: Any) -> Any:

@@ -98,6 +98,11 @@ class ServeConfig(BaseModel):
         )
 
     @property
+    def stop_s(self) -> float:
+        """How long a replica that is to stop may go on with what it has: the time of the longest request."""
+        return max(self.drain_timeout_s, self.request_timeout_s)
+
+    @property
     def open_requests(self) -> int:
         """Requests that the ingress takes in at a time: what replicas hold and what waits, twice, to read bodies."""
         return 2 * (self.max_queued_requests + self.ongoing * (self.max_replicas or self.replicas))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from models.catalog import ModelCard
 from models.errors import InvalidInput
@@ -112,7 +111,7 @@ def reply(
             sha256=card.file.sha256,
             precision=answer.precision,
         )
-        return JSONResponse(json.loads(written.model_dump_json()), 201, timing(answer))
+        return Response(written.model_dump_json(), 201, timing(answer), bodies.JSON)
     headers = timing(answer) | {
         "X-Shape": _numbers(answer.shape),
         "X-Dtype": answer.dtype,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ DTYPES = {
     "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LISTS = "data: expected a list of numbers, flat or of the tensor's shape"
 
 
 class InputTensor(BaseModel):
@@ -136,16 +138,14 @@ def array_of(tensor: InputTensor, layout: Layout) -> NDArray[Any]:
     """The image (z, y, x) of an input in JSON, a flat or nested list in C order.
 
     Raises `MalformedBody` where there are not as many numbers as the shape says, `InvalidVolume` where one does not
-    fit the datatype.
+    fit the datatype. Both are known before an array is made: numpy widens all elements to the longest string.
     """
     if "binary_data_size" in tensor.parameters:
         raise InvalidInput("inputs: data in JSON and binary_data_size exclude each other")
-    try:
-        values = np.array(tensor.data)
-    except (ValueError, OverflowError, TypeError) as error:
-        raise MalformedBody(f"data: expected a list of numbers, flat or of the tensor's shape ({error})") from error
-    if values.size != math.prod(layout.shape):
-        raise MalformedBody(f"data: expected {math.prod(layout.shape)} numbers, got {values.size}")
+    numbers = _numbers(tensor)
+    if len(numbers) != math.prod(layout.shape):
+        raise MalformedBody(f"data: expected {math.prod(layout.shape)} numbers, got {len(numbers)}")
+    values = np.array(numbers)
     if values.dtype.kind not in "iuf":
         raise InvalidVolume(f"data: expected numbers of {tensor.datatype}, got {values.dtype}")
     if layout.dtype.kind in "iu":
@@ -174,6 +174,22 @@ def reply_json(request: InferRequest, card: ModelCard, affinities: NDArray[np.ui
         output["data"] = affinities.ravel().tolist()
     document = {"model_name": card.name, "model_version": card.version, "outputs": [output]}
     return json.dumps(({"id": request.id} if request.id else {}) | document, separators=(",", ":")).encode()
+
+
+def _numbers(tensor: InputTensor) -> list[int | float]:
+    """The leaves of the nested lists of an input in JSON."""
+    level: list[Any] = tensor.data or []
+    while (kinds := set(map(type, level))) == {list}:
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise MalformedBody(f"{_LISTS} (lists of one level have {min(lengths)} to {max(lengths)} elements)")
+        level = list(chain.from_iterable(level))
+    if list in kinds:
+        raise MalformedBody(f"{_LISTS} (lists lie beside other elements)")
+    if not kinds <= {int, float}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidVolume(f"data: expected numbers of {tensor.datatype}, got {names}")
+    return level
 
 
 def _extent(shape: tuple[int, ...]) -> Triple:

@@ -1,8 +1,8 @@
 """The deployments that compute: `ModelPool` holds networks and predicts, `Segmenters` make labels of affinities.
 
-Every replica of the pool serves every model. Which ones it holds is an LRU that Serve's multiplexing knows of, so a
-request goes to a replica that has its model loaded. A model is opened before it takes another one's place: one that
-cannot be opened costs the others nothing.
+Every replica of the pool serves every model. Which ones it holds is an LRU that Serve's multiplexing knows of, so
+`services.endpoints.routing` prefers a replica that has a request's model loaded. A model is opened before it takes
+another one's place: one that cannot be opened costs the others nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -24,7 +23,7 @@ from services.endpoints import logs, metrics, tracing
 from services.endpoints.backend import Call
 from services.endpoints.catalog import Entry
 from services.endpoints.config import ServeConfig
-from services.endpoints.interruption import in_thread
+from services.endpoints.interruption import in_turn
 from services.endpoints.parts import Part, PartAnswer, predicted_part
 from services.endpoints.problems import InternalError, ModelUnavailable, Problem
 from services.endpoints.schemas import Reference
@@ -63,7 +62,7 @@ class ModelPool:
         errors: list[PetavoxelError] = []
         for entry in preload[: config.models_per_replica]:
             try:
-                self._preloaded[_key(entry)] = self._open(entry)
+                self._preloaded[entry.content] = self._open(entry)
             except PetavoxelError as error:
                 errors.append(error)
         if errors and not self._preloaded:
@@ -76,16 +75,12 @@ class ModelPool:
         async def work() -> Answer:
             model = await self._loaded(call.entry)
             if not isinstance(image, Reference):
-                async with turn(self._turns):
-                    return await in_thread(lambda: self._worker.predict(model, image))
-            async with turn(self._stores):
-                seen = await in_thread(lambda: self._worker.read(model, image))
-            async with turn(self._turns):
-                found = await in_thread(lambda: self._worker.predict_seen(model, seen))
+                return await in_turn(self._turns, lambda: self._worker.predict(model, image))
+            seen = await in_turn(self._stores, lambda: self._worker.read(model, image))
+            found = await in_turn(self._turns, lambda: self._worker.predict_seen(model, seen))
             if seen.output is None:
                 return found
-            async with turn(self._stores):
-                return await in_thread(lambda: self._worker.write(model, seen, found))
+            return await in_turn(self._stores, lambda: self._worker.write(model, seen, found))
 
         return await answered(call, work)
 
@@ -94,8 +89,7 @@ class ModelPool:
 
         async def work() -> PartAnswer:
             model = await self._loaded(call.entry)
-            async with turn(self._turns):
-                return await in_thread(lambda: predicted_part(model, self._config, part, image))
+            return await in_turn(self._turns, lambda: predicted_part(model, self._config, part, image))
 
         return await answered(call, work)
 
@@ -108,7 +102,7 @@ class ModelPool:
         return await answered(call, work)
 
     async def _loaded(self, entry: Entry) -> Loaded:
-        key = _key(entry)
+        key = entry.content
         moment, reason = self._failed.get(key, (0.0, ""))
         if reason and time.monotonic() - moment < RETRY_S:
             raise ModelUnavailable(reason)
@@ -127,7 +121,7 @@ class ModelPool:
         return model
 
     def _open(self, entry: Entry) -> Loaded:
-        key = _key(entry)
+        key = entry.content
         try:
             with tracing.span("load model", model=entry.key):
                 model = self._worker.load(entry)
@@ -151,6 +145,7 @@ class Segmenters:
         self._worker = Worker(config)
         self._worker.warm_up()
         self._core = asyncio.Semaphore(1)  # others wait for their affinities meanwhile
+        self._stores = asyncio.Semaphore(config.ongoing)
 
     async def segment(
         self, call: Call, found: Answer | Problem, settings: Segmentation, output: str | None
@@ -161,11 +156,10 @@ class Segmenters:
 
         async def work() -> Answer:
             card = call.entry.card
-            async with turn(self._core):
-                labels = await in_thread(lambda: self._worker.segment(card, found, settings))
+            labels = await in_turn(self._core, lambda: self._worker.segment(card, found, settings))
             if output is None:
                 return labels
-            return await in_thread(lambda: self._worker.write_labels(card, labels, output))
+            return await in_turn(self._stores, lambda: self._worker.write_labels(card, labels, output))
 
         return await answered(call, work)
 
@@ -173,7 +167,7 @@ class Segmenters:
         """What is wrong with a place to write to, before anything is computed."""
 
         async def work() -> None:
-            await in_thread(lambda: self._worker.check_output(output))
+            await in_turn(self._stores, lambda: self._worker.check_output(output))
 
         return await answered(call, work)
 
@@ -190,19 +184,3 @@ async def answered(call: Call, work: Callable[[], Awaitable[Result]]) -> Result 
             problem = Problem.of(InternalError("the model or the store failed unexpectedly; see the server's log"))
             logger.exception("request failed: %s", problem.instance)
             return problem
-
-
-@asynccontextmanager
-async def turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    """One of the turns, in the order in which they are asked for; the wait is a span."""
-    with tracing.span("queue"):
-        await turns.acquire()
-    try:
-        yield
-    finally:
-        turns.release()
-
-
-def _key(entry: Entry) -> str:
-    """With the digest: a model that was exchanged under its name is another one."""
-    return f"{entry.key}:{entry.card.file.sha256[:16]}"

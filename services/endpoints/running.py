@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import serve
+from ray.exceptions import ActorDiedError
 from ray.serve.schema import ApplicationStatusOverview
 
-from infra.cluster import cluster
+from infra.cluster import cluster, own_processors
 from models.errors import InvalidConfig, RuntimeUnavailable
 from services.endpoints.app import APP, build_app
 from services.endpoints.config import ServeConfig
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.3
 """For the last replies to leave the proxy."""
+PROXY_START_S = 30
+"""How long Serve waits for its proxy before it begins another, where it is ours: 5 s are too few on a busy machine."""
 LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -40,9 +43,10 @@ def serving(config: ServeConfig, address: str | None = None, *, metrics_port: in
     application = build_app(config)
     if address is None:
         config = config.model_copy(update={"port": _port(config.host, config.port)})
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_START_S))
     if config.tokens is None and LOCAL.get(config.host, config.host) != config.host:
         logger.warning("%s: everyone who reaches this address may use it; --tokens names a file of tokens", config.host)
-    cpus = max(os.cpu_count() or 1, config.all_cpus)
+    cpus = max(own_processors(), config.all_cpus)
     with cluster(address, cpus=cpus, metrics_port=metrics_port):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
@@ -60,11 +64,8 @@ def _start(config: ServeConfig, application: serve.Application, *, everywhere: b
     host = LOCAL.get(config.host, config.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     give_up = time.monotonic() + config.startup_timeout_s
+    _start_serve(config, everywhere=everywhere, give_up=give_up)
     try:
-        serve.start(
-            proxy_location="EveryNode" if everywhere else "HeadOnly",
-            http_options={"host": config.host, "port": config.port},
-        )
         serve.run_many([serve.RunTarget(application, name=APP, route_prefix="/")], wait_for_applications_running=False)
     except (RuntimeError, TimeoutError, ValueError) as error:
         raise RuntimeUnavailable(f"Ray Serve does not start: {error}") from error
@@ -78,6 +79,24 @@ def _start(config: ServeConfig, application: serve.Application, *, everywhere: b
             causes = _causes(status) if status else "there is no application"
             raise RuntimeUnavailable(f"{url}: not ready after {config.startup_timeout_s:g} s; {causes}")
         time.sleep(0.2)
+
+
+def _start_serve(config: ServeConfig, *, everywhere: bool, give_up: float) -> None:
+    """Start Serve and its proxy; where the machine is so busy that Serve gives up on its proxy, wait for the next."""
+    while True:
+        try:
+            serve.start(
+                proxy_location="EveryNode" if everywhere else "HeadOnly",
+                http_options={"host": config.host, "port": config.port},
+            )
+        except (ActorDiedError, TimeoutError) as error:
+            if time.monotonic() > give_up:
+                waited = f"after {config.startup_timeout_s:g} s"
+                raise RuntimeUnavailable(f"Ray Serve's proxy has not started {waited}: {error}") from error
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeUnavailable(f"Ray Serve does not start: {error}") from error
+        else:
+            return
 
 
 def _ready(url: str) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.registry import fetch
-from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
+from infra.volumes import Volume, VolumeInfo, create_volume, delete_volume, open_volume
 from models.catalog import ModelCard, Segmentation
-from models.errors import InvalidInput, InvalidModel, InvalidVolume, NotFound, RunConflict
+from models.errors import AccessDenied, InvalidInput, InvalidModel, InvalidVolume, NotFound, PetavoxelError, RunConflict
 from models.geometry import Box, Triple, VoxelSize, triple
 from services.endpoints import metrics, tracing
 from services.endpoints.batching import BatchedSession
@@ -217,6 +217,11 @@ class Worker:
 
     def _check_volume(self, volume: Volume, card: ModelCard, reference: Reference, box: Box) -> None:
         info = volume.info
+        if volume.reaches_out:
+            raise AccessDenied(
+                f"{volume.url}: some of its voxels lie in other files, which its metadata name; this server opens only "
+                "volumes that lie at their URL as a whole"
+            )
         if info.channels is not None:
             raise InvalidVolume(f"{volume.url}: expected an image (z, y, x), got {info.channels} channels")
         card.normalisation.check_dtype(info.dtype)
@@ -254,5 +259,19 @@ def _write(url: str, voxels: NDArray[Any], place: Place, card: ModelCard, **more
         attributes={"model": {"name": card.name, "version": card.version, "sha256": card.file.sha256}},
         **more,
     )
-    with tracing.span("write volume", bytes=voxels.nbytes), create_volume(url, described) as target:
-        target.write(target.box, voxels)
+    with tracing.span("write volume", bytes=voxels.nbytes):
+        created = create_volume(url, described)
+        try:
+            with created as target:
+                target.write(target.box, voxels)
+        except Exception:  # raised again; zeros that stay would pass for a result
+            _discard(url)
+            raise
+
+
+def _discard(url: str) -> None:
+    """Delete a volume that could not be filled: zeros would pass for a result, and be in the way of another attempt."""
+    try:
+        delete_volume(url)
+    except PetavoxelError as error:
+        logger.error("output %s: what could not be written stays there: %s", url, error)

@@ -42,6 +42,7 @@ class RayHead:
         mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         own = {**mode, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        own["RAY_worker_niceness"] = "0"  # clients share the machine with it here, and would go first
         self.environment = {**os.environ, **own}
         self.dashboard = f"http://127.0.0.1:{self.ports['dashboard']}"
         self._cpus, self._token = cpus, token

@@ -39,8 +39,14 @@ def running(folder: Path, *options: str) -> Iterator[Server]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert " at http://" in line, line + log.read_text()
+        lines = []
+        for line in process.stdout:
+            if " at http://" in line:
+                break
+            lines.append(line)  # Ray's own words
+        else:
+            process.wait(timeout=60)
+            raise AssertionError("".join(lines) + log.read_text())
         yield Server(line.partition(" at ")[2].partition(";")[0], process, log)
     finally:
         if process.poll() is None:

@@ -264,7 +264,8 @@ def test_too_large_bodies_are_refused_unread(client: httpx.Client) -> None:
 
 
 def test_health_models_and_pages(client: httpx.Client, model: Model) -> None:
-    assert client.get("/healthz").json() == {"status": "ok"}
+    for path in ("/", "/healthz"):  # the first is where load balancers ask by default
+        assert client.get(path).json() == {"status": "ok"}
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json() == {"status": "ready", "replicas": {"models": 1, "segmenters": 1}}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -34,6 +35,15 @@ def test_versions_are_ordered_and_the_highest_is_meant(
     for wrong in (("nobody", None), ("small", "2"), (None, "7")):
         with pytest.raises(NotFound, match="this server has small:1"):
             catalog.find(*wrong)
+
+
+def test_an_entry_travels_whole_and_is_read_once(model: Model) -> None:
+    entry = Catalog([str(model.folder)]).default
+    first, second = (pickle.loads(pickle.dumps(entry)) for _ in range(2))  # noqa: S301
+    assert first == entry
+    assert first is second
+    other = replace(entry, path="elsewhere")
+    assert pickle.loads(pickle.dumps(other)) == other  # noqa: S301
 
 
 def test_models_come_and_go_and_broken_ones_stay_out(
@@ -135,7 +145,7 @@ def test_a_new_version_is_meant_once_it_has_been_tried(
         return wrong.get(entry.key)
 
     catalog = Catalog([str(model.folder)], str(folder), 1e-9, probe)
-    assert catalog.find("small").key == "small:2", "what was there at the start needs no probe"
+    assert catalog.find("small").key == "small:2", "what was there at the start is meant at once"
 
     def latest() -> str:
         asyncio.run(catalog.refresh())
@@ -144,7 +154,7 @@ def test_a_new_version_is_meant_once_it_has_been_tried(
     put_model(folder, "small", "3")
     put_model(folder, "new", "1")
     assert latest() == latest() == "small:3"
-    assert tried == ["small:3"], "once; and a name that is new has nothing to fall back to"
+    assert tried == ["small:2", "small:3"], "each once; and a name that is new has nothing to fall back to"
     put_model(folder, "small", "4")
     with caplog.at_level(logging.ERROR):
         assert latest() == latest() == "small:3"
@@ -157,3 +167,80 @@ def test_a_new_version_is_meant_once_it_has_been_tried(
     assert latest() == "small:4"
     shutil.rmtree(folder / "small-4")
     assert latest() == "small:3"
+
+
+def test_a_version_that_was_broken_at_the_start_is_no_longer_meant(
+    model: Model, put_model: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name, versions in {"small": "234", "other": "12", "alone": "1"}.items():
+        for version in versions:
+            put_model(folder, name, version)
+    wrong: dict[str, str | None] = {f"{key}:{version}": "garbage" for key in ("small", "alone") for version in "1234"}
+    wrong["small:2"] = None
+    tried: list[str] = []
+
+    async def probe(entry: Entry) -> str | None:
+        tried.append(entry.key)
+        return wrong.get(entry.key)
+
+    catalog = Catalog([str(model.folder)], str(folder), 3600, probe)
+    assert [catalog.find(name).key for name in ("small", "other", "alone")] == ["small:4", "other:2", "alone:1"]
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(catalog.refresh())
+        asyncio.run(catalog.refresh())
+    assert [catalog.find(name).key for name in ("small", "other", "alone")] == ["small:2", "other:2", "alone:1"]
+    assert sorted(tried) == ["other:2", "small:2", "small:3", "small:4"], "each once, until one works"
+    assert len([record for record in caplog.records if "garbage" in record.message]) == 2
+    assert catalog.find("small", "4").key == "small:4"
+    assert catalog.default.key == "small:1"
+
+
+def test_versions_of_the_configuration_are_tried_again(
+    model: Model, put_model: Callable[..., None], tmp_path: Path
+) -> None:
+    put_model(tmp_path, "small", "2")
+    wrong: list[str] = ["no replica"]
+
+    async def probe(entry: Entry) -> str | None:
+        if wrong:
+            raise StorageFailed(wrong[0])
+        return None
+
+    catalog = Catalog([str(model.folder), str(tmp_path / "small-2")], rescan_s=1e-9, probe=probe)
+    asyncio.run(catalog.refresh())
+    assert catalog.find("small").key == "small:1"
+    wrong.clear()
+    asyncio.run(catalog.refresh())
+    assert catalog.find("small").key == "small:2"
+
+
+def test_requests_do_not_wait_for_the_versions_of_the_start(
+    model: Model, put_model: Callable[..., None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    put_model(folder, "small", "2")
+
+    async def main() -> None:
+        loaded = asyncio.Event()
+
+        async def probe(entry: Entry) -> str | None:
+            await loaded.wait()
+            return "garbage"
+
+        catalog = Catalog([str(model.folder)], str(folder), 3600, probe)
+        began = time.monotonic()
+        await catalog.refresh()
+        assert time.monotonic() - began < 3 * REFRESH_S
+        began = time.monotonic()
+        await catalog.refresh()
+        assert time.monotonic() - began < REFRESH_S / 2
+        assert catalog.find("small").key == "small:2", "as long as nothing is known"
+        loaded.set()
+        async with asyncio.timeout(20):
+            while catalog.find("small").key != "small:1":
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
