@@ -49,14 +49,14 @@ class BoundaryScores:
 
 @dataclass(frozen=True)
 class AffinityScores:
-    """Average precision of an affinity volume, over all channels and by channel."""
+    """Average precision of affinities, over all channels and by channel, None where one lacks a kind of edge."""
 
     prediction: str
     truth: str
     box: Box
     offsets: tuple[Triple, ...]
     overall: AveragePrecision
-    channels: tuple[AveragePrecision, ...]
+    channels: tuple[AveragePrecision | None, ...]
 
     def as_json(self) -> dict[str, Any]:
         """One JSON object."""
@@ -69,7 +69,11 @@ class AffinityScores:
             "cut_edges": self.overall.cut_edges,
             "joined_edges": self.overall.joined_edges,
             "channels": [
-                {"offset": list(offset), "average_precision_cut": found.cut, "average_precision_joined": found.joined}
+                {
+                    "offset": list(offset),
+                    "average_precision_cut": found and found.cut,
+                    "average_precision_joined": found and found.joined,
+                }
                 for offset, found in zip(self.offsets, self.channels, strict=True)
             ],
             "conventions": {"ignored": "edges of true 0 and edges that leave the box", "affinity": "0 cut, 255 joined"},
@@ -187,13 +191,13 @@ class AffinityMeasure:
         return {"joined": np.stack([h.joined for h in found]), "cut": np.stack([h.cut for h in found])}
 
     def scores(self, parts: Iterable[Arrays]) -> AffinityScores:
-        """The scores of what was measured; raises `InvalidInput` where there are no edges of both kinds."""
+        """The scores of what was measured; raises `InvalidInput` where no channel has edges of both kinds."""
         found = [EdgeHistogram.empty() for _ in self.offsets]
         for part in parts:
             for channel in range(len(found)):
                 found[channel] += EdgeHistogram(part["joined"][channel], part["cut"][channel])
         overall = average_precision(sum(found, EdgeHistogram.empty()))
-        channels = tuple(average_precision(histogram) for histogram in found)
+        channels = tuple(average_precision(one) if one.joined.any() and one.cut.any() else None for one in found)
         pair = self.pair
         return AffinityScores(pair.pred.url, pair.truth.url, pair.box, self.offsets, overall, channels)
 

@@ -24,11 +24,13 @@ from services.label_pair import (
     check_placement,
     check_voxel_size,
     segmentation_of_run,
+    voxels_identity,
 )
 from services.stages.skeletonize import SkeletonOptions
 from services.true_skeletons import Cable, has_skeletons, read_skeletons, trace_labels
 
 _BLOCK = 128  # voxels of a read along an axis
+_NOWHERE = -1  # a voxel's position on all axes, outside of every box
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class RunLengthMeasure:
             cables, source = _true_cables(pred, truth, within, size, tracing or SkeletonOptions())
         graph, position = cable_graph(cables, spacing_nm=spacing_nm)
         voxels = np.floor(position / size).astype(np.int64) - pred.info.offset_voxels
-        graph, outside = _within(graph, voxels, within, min_cable_nm)
+        graph, voxels, outside = _within(graph, voxels, within, min_cable_nm)
         told = {
             "prediction": pred.url,
             "truth": truth,
@@ -151,8 +153,8 @@ class RunLengthMeasure:
         """What decides which segments are found."""
         return {
             "score": "run length",
-            "prediction_identity": self.pred.identity(),
-            "mask_identity": self.mask and self.mask.identity(),
+            "prediction_identity": voxels_identity(self.pred),
+            "mask_identity": self.mask and voxels_identity(self.mask),
             "nodes": checksum([self.voxels]),
             **{name: str(value) for name, value in self.told.items()},
         }
@@ -232,8 +234,11 @@ def _true_cables(
 
 def _within(
     graph: TrueSkeletons, voxels: NDArray[np.int64], box: Box, min_cable_nm: float
-) -> tuple[TrueSkeletons, int]:
-    """The graph without edges that leave the box, and without skeletons that are shorter in it than asked."""
+) -> tuple[TrueSkeletons, NDArray[np.int64], int]:
+    """The graph without edges that leave the box and skeletons that are shorter in it than asked.
+
+    Nodes of the latter get voxels that lie nowhere, so they merge nothing; the number is that of edges outside.
+    """
     kept = _inside(voxels, box)[graph.edges].all(axis=1)
     owner = graph.skeleton[graph.edges[:, 0]]
     cable = np.bincount(owner[kept], weights=graph.lengths_nm[kept], minlength=graph.ids.size)
@@ -244,7 +249,8 @@ def _within(
             f"{graph.ids.size} skeletons with {int((~kept).sum())} edges outside"
         )
     clipped = TrueSkeletons(graph.ids, graph.skeleton, graph.edges[long_enough], graph.lengths_nm[long_enough])
-    return clipped, int((~kept).sum())
+    left_out = (cable < min_cable_nm)[graph.skeleton]
+    return clipped, np.where(left_out[:, None], _NOWHERE, voxels), int((~kept).sum())
 
 
 def _open_mask(pred: Volume, url: str) -> Volume:

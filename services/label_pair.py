@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.ledger import Ledger
 from infra.objects import Folder
 from infra.volumes import Volume, open_volume
 from infra.volumes.location import Location
 from models.errors import InvalidInput, InvalidVolume
 from models.geometry import Box, ChunkGrid, Triple
 from models.metrics.contingency import ContingencyTable, contingency_table, merge_tables
+from services.pipelines.progress import read_plan
+from services.run import LAST, finished_with
 
+_DECIDED = {
+    "affinities.zarr": ("predict", "predict"),
+    "supervoxels.zarr": ("watershed", "watershed"),
+    "segmentation.zarr": ("cut", "relabel"),
+}
+"""The arrays of a run: the stage whose key decides the voxels, and the phase that writes them."""
 _EXTENT = 128  # voxels of a read along an axis, about; 2 million voxels, 32 MB as two arrays of uint64
 
 Progress = Callable[[int, int], None]
@@ -57,9 +66,9 @@ class LabelPair:
         """Which volumes, as they are now, and what of them: what decides all that is measured."""
         return {
             "prediction": self.pred.url,
-            "prediction_identity": self.pred.identity(),
+            "prediction_identity": voxels_identity(self.pred),
             "truth": self.truth.url,
-            "truth_identity": self.truth.identity(),
+            "truth_identity": voxels_identity(self.truth),
             "box": str(self.box),
         }
 
@@ -100,13 +109,64 @@ class LabelPair:
 def segmentation_of_run(url: str) -> tuple[str, Box] | None:
     """The labels of a run and the box of its image that they cover, None where `url` is no prefix of one.
 
-    Raises `InvalidVolume` where the run's description is damaged.
+    Raises `InvalidVolume` where the run's description is damaged, `InvalidInput` where not all labels have been written
+    with its present options.
     """
     folder = None if Location.parse(url).member else Folder(url)
     if folder is None or not folder.exists("run.json"):
         return None
+    described = folder.read_json("run.json")
     try:
-        return folder.at("segmentation.zarr"), Box.parse(folder.read_json("run.json")["box"])
+        box = Box.parse(described["box"])
+    except (KeyError, TypeError) as error:
+        raise InvalidVolume(f"{folder.at('run.json')}: expected the description of a run, missing {error}") from error
+    try:
+        check_phase(folder, described, "relabel")
+    except InvalidInput:  # skeletons come after all labels
+        if not _all_done(folder, "relabel", described["keys"].get("relabel", "")):
+            raise
+    return folder.at("segmentation.zarr"), box
+
+
+def check_phase(folder: Folder, described: Mapping[str, Any], phase: str) -> None:
+    """Raise `InvalidInput` where a phase has not finished with the options of the run that `described` tells of.
+
+    What it wrote may then be of other options, or in part. Without keys the description is not of a run of ours.
+    """
+    keys = described.get("keys")
+    if isinstance(keys, dict) and (finished_with(folder, phase) or "never") != keys.get(LAST[phase]):
+        raise InvalidInput(f"{folder.url}: expected a run whose {phase} has finished with its present options")
+
+
+def _all_done(folder: Folder, stage: str, key: str) -> bool:
+    done = Ledger(folder, stage, key).markers().done.get(key, ())
+    return any((one.stage, one.key, one.chunks) == (stage, key, len(done)) for one in read_plan(folder))
+
+
+def voxels_identity(volume: Volume) -> str:
+    """A text that differs once other voxels are in a volume: its identity, and in a run the key of what decided them.
+
+    The phases of a run write over its arrays in place, which `Volume.identity` need not show. Where the phase has not
+    finished with the run's present options, the text says so. Raises `InvalidInput` while a phase that had finished is
+    done again with other options: the voxels may then be of both. Raises `InvalidVolume` or `StorageFailed` for a
+    damaged description.
+    """
+    location = volume.location
+    names = location.path.split("/")
+    at = next((place for place in reversed(range(1, len(names))) if names[place] in _DECIDED), None)
+    if at is None:
+        return volume.identity()
+    decides, phase = _DECIDED[names[at]]
+    folder = Folder(f"{location.scheme}://{'/'.join(names[:at]) or '/'}")
+    described = folder.read_json("run.json") if folder.exists("run.json") else {}
+    if "keys" not in described:
+        return f"{volume.identity()} run={described['key']}" if "key" in described else volume.identity()
+    finished = finished_with(folder, phase)
+    if finished == "":
+        raise InvalidInput(f"{volume.url}: {phase} is being done again with other options and has not finished")
+    try:
+        state = "" if finished == described["keys"][LAST[phase]] else f" unfinished, before: {finished}"
+        return f"{volume.identity()} {decides}={described['keys'][decides]}{state}"
     except (KeyError, TypeError) as error:
         raise InvalidVolume(f"{folder.at('run.json')}: expected the description of a run, missing {error}") from error
 

@@ -66,7 +66,8 @@ def client_format(volume: Volume) -> str | None:
             found = folder.read_json(name)
             multiscale = multiscale_of(found.get("attributes", {}) if name == "zarr.json" else found)
             placed = {} if multiscale is None else placement(multiscale, 0, volume.url)
-            return zarr_format if placed.get("voxel_size_nm") == volume.info.voxel_size_nm else None
+            size = placed.get("voxel_size_nm")
+            return zarr_format if size is not None and size == volume.info.voxel_size_nm else None
     return None
 
 

@@ -116,6 +116,16 @@ class Engine:
         return (self.runtime, self.precision, self.name) == (other.runtime, other.precision, other.name)
 
 
+LAST = {"predict": "predict", "watershed": "region_graph", "agglomerate": "cut", "relabel": "skeletonize"}
+"""The last stage of each phase; its key is that of what the phase leaves."""
+
+
+def finished_with(folder: Folder, phase: str) -> str | None:
+    """The key that a phase of the run in `folder` last finished with; None: never, "": it is being done again."""
+    marker = f"progress/phases/{phase}.json"
+    return str(folder.read_json(marker).get("key", "")) if folder.exists(marker) else None
+
+
 @dataclass(frozen=True)
 class Run:
     """A segmentation run; picklable.
@@ -149,8 +159,7 @@ class Run:
 
     def phase_key(self, phase: str) -> str:
         """The key of what a phase leaves: that of its last stage."""
-        last = {"predict": "predict", "watershed": "region_graph", "agglomerate": "cut", "relabel": "skeletonize"}
-        return self.keys[last[phase]]
+        return self.keys[LAST[phase]]
 
     @property
     def folder(self) -> Folder:

@@ -18,7 +18,7 @@ from models.metrics.contingency import PredBackground
 from models.metrics.sweep import SweepPoint, sweep
 from models.segmentation.merge_tree import MergeTree
 from services.evaluate import check_background
-from services.label_pair import LabelPair, Progress
+from services.label_pair import LabelPair, Progress, check_phase
 
 _COLUMNS = ("a", "b", "affinity_sum", "face_count")
 _STEP = Fraction(1, 50)
@@ -106,6 +106,7 @@ def evaluate_sweep(
         floor = min(chosen, float(options["tree_floor"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidVolume(f"{folder.at('run.json')}: expected the description of a segmentation, {error}") from error
+    check_phase(folder, described, "agglomerate")
     wanted = list(thresholds) if thresholds is not None else _every_step(floor)
     below = [float(t) for t in wanted if float(t) < floor]
     if below:

@@ -9,10 +9,11 @@ fit to those that were kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from infra.chunk_names import ChunkNames
@@ -20,11 +21,13 @@ from infra.ledger import Ledger
 from infra.objects import Folder
 from infra.volumes import Volume, open_volume
 from infra.written import Written
-from models.errors import AccessDenied, NotFound, PetavoxelError
+from models.errors import AccessDenied, NotFound, PetavoxelError, StorageFailed
 from models.geometry import Box
 from services.pipelines.progress import PlannedStage, read_plan
 
 THREADS = 4
+AT_ONCE = 4096
+"""Chunks that wait for a thread at a time; a run may have 10^7 of them."""
 WORK, COMPLETE, PHASE = "work/", "progress/complete.json", "progress/phases/{}.json"
 
 
@@ -57,6 +60,7 @@ class Verification:
 
 @dataclass
 class _Checked:
+    chunks: int = 1
     outputs: int = 0
     gone: bool = False
     damages: list[Damage] = field(default_factory=list)
@@ -64,6 +68,8 @@ class _Checked:
 
 def verify(out: str) -> Verification:
     """Read again every output that a marker names and compare checksums; reads as much as the run wrote.
+
+    The run may be at work meanwhile: what it removes is no damage.
 
     Raises `NotFound` where no run is, `AccessDenied` where the store refuses.
     """
@@ -75,13 +81,30 @@ def verify(out: str) -> Verification:
         for plan in read_plan(folder):
             ledger = Ledger(folder, plan.stage, plan.key)
             chunks = ledger.markers().done.get(plan.key, ChunkNames())
-            for checked in threads.map(lambda chunk, ledger=ledger: check.chunk(ledger, chunk), chunks):
-                found.chunks += 1
-                found.outputs += checked.outputs
-                found.damages += checked.damages
-                if checked.gone:
-                    found.gone.add(plan.stage)
+            for part in _slices(chunks, AT_ONCE):
+                for checked in threads.map(lambda chunk, ledger=ledger: check.chunk(ledger, chunk), part):
+                    found.chunks += checked.chunks
+                    found.outputs += checked.outputs
+                    found.damages += checked.damages
+                    if checked.gone:
+                        found.gone.add(plan.stage)
     return found
+
+
+def _marked(ledger: Ledger, chunk: str) -> bool:
+    try:
+        ledger.marker(chunk)
+    except NotFound:
+        return False
+    except StorageFailed:  # damaged, but there
+        return True
+    return True
+
+
+def _slices(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(names)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def repair(out: str, found: Verification) -> list[str]:
@@ -119,17 +142,21 @@ class _Check:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._complete = folder.exists(COMPLETE)
         self._volume = lru_cache(maxsize=64)(self._open)
-        self._finished = lru_cache(maxsize=None)(lambda phase: folder.exists(PHASE.format(phase)))
+        self._finished: dict[str, bool] = {}
 
-    def _gone(self, name: str) -> bool:
-        if not name.startswith(WORK):
-            return False
-        return self._complete or self._finished(name.removeprefix(WORK).partition("/")[0])
+    def _removed(self, phase: str, *, again: bool = False) -> bool:
+        """Whether the run or the phase has finished, which removes its intermediates; `again` asks the store anew."""
+        if again or phase not in self._finished:
+            self._finished[phase] = self._folder.exists(COMPLETE) or self._folder.exists(PHASE.format(phase))
+        return self._finished[phase]
 
     def chunk(self, ledger: Ledger, chunk: str) -> _Checked:
-        """Check all outputs of one chunk."""
+        """Check all outputs of one chunk; none where its marker is removed before that ends: it will be done again."""
+        checked = self._checked(ledger, chunk)
+        return checked if not checked.damages or _marked(ledger, chunk) else _Checked(chunks=0)
+
+    def _checked(self, ledger: Ledger, chunk: str) -> _Checked:
         checked = _Checked()
         try:
             marker = ledger.marker(chunk)
@@ -140,14 +167,26 @@ class _Check:
             checked.damages.append(Damage(ledger.stage, ledger.key, chunk, "", "marker", f"damaged ({error})"))
             return checked
         for output in outputs:
-            if self._gone(str(output["name"])):
+            causes = self._causes(output)
+            if causes is None:
                 checked.gone = True
                 continue
             checked.outputs += 1
-            for cause in self._wrong(output):
+            for cause in causes:
                 where = f"{output['name']}{' ' + output['box'] if 'box' in output else ''}"
                 checked.damages.append(Damage(ledger.stage, ledger.key, chunk, box, where, cause))
         return checked
+
+    def _causes(self, output: dict[str, Any]) -> list[str] | None:
+        """What is wrong with an output; None for an intermediate result that is removed, maybe only just."""
+        name = str(output["name"])
+        if not name.startswith(WORK):
+            return list(self._wrong(output))
+        phase = name.removeprefix(WORK).partition("/")[0]
+        if self._removed(phase):
+            return None
+        causes = list(self._wrong(output))
+        return None if causes and self._removed(phase, again=True) else causes
 
     def _wrong(self, output: dict[str, Any]) -> Iterator[str]:
         try:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.geometry import Triple
 from models.metrics.contingency import ContingencyTable, contingency_table
 from models.metrics.objects import ObjectTerms
+from models.metrics.voi import group_totals
 from services.label_pair import LabelPair
 
 Kind = Literal["split", "merge"]
@@ -22,8 +23,8 @@ Kind = Literal["split", "merge"]
 class WorstObject:
     """A true object and what its splits or mergers add to the VOI of the volume, in bits.
 
-    `segment`: the predicted segment that holds most of it, 0 where most is unlabelled; `segments`: predicted segments
-    that it falls into; `others`: true objects that share `segment` with it.
+    `segment`: the predicted segment that holds most of it, for a merger the one that costs most, 0 where that is
+    unlabelled; `segments`: predicted segments that it falls into; `others`: true objects that share `segment` with it.
     """
 
     kind: Kind
@@ -38,13 +39,16 @@ class WorstObject:
 def worst_objects(table: ContingencyTable, terms: ObjectTerms, kind: Kind, count: int) -> list[WorstObject]:
     """The `count` objects with the largest cost of one kind, largest first; none without cost."""
     costs = (terms.split if kind == "split" else terms.merge) / terms.voxels.sum()
+    filled = group_totals(table.pred, table.counts.astype(np.float64))
     found = []
     for index in np.argsort(-costs, kind="stable")[:count]:
         if costs[index] <= 0:
             break
         truth = terms.truth[index]
         own = table.truth == truth
-        segment = table.pred[own][np.argmax(table.counts[own])]
+        counts = table.counts[own]
+        weight = counts if kind == "split" else counts * np.log2(filled[own] / counts)
+        segment = table.pred[own][np.argmax(weight)]
         found.append(
             WorstObject(
                 kind,

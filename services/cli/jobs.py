@@ -39,7 +39,7 @@ def submit(
     container: Annotated[
         str | None, typer.Option(metavar="IMAGE:TAG", help="KubeRay: image; -cpu or -gpu is added to the tag.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="KubeRay: pods of 4 processors.", min=1)] = 4,
+    pods: Annotated[int, typer.Option(help="KubeRay: workers, pods of 4 processors.", min=1)] = 4,
     accelerator: Annotated[
         str | None, typer.Option(metavar="TYPE", help="KubeRay: a GPU per pod, as GKE names it, e.g. nvidia-l4.")
     ] = None,
@@ -58,7 +58,7 @@ def submit(
         from services.jobs.manifest import JobCluster, manifest_yaml
 
         image = {"image": container} if container else {}
-        cluster = JobCluster(workers=workers, accelerator=accelerator, service_account=service_account, **image)
+        cluster = JobCluster(pods=pods, accelerator=accelerator, service_account=service_account, **image)
         print(manifest_yaml(checked, cluster, environment), end="")
         return
     if address is None:

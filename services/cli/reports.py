@@ -127,7 +127,10 @@ def affinity_report(scores: AffinityScores) -> str:
     """Average precision, overall and by channel."""
     overall = scores.overall
     channels = [
-        (f"offset {','.join(map(str, offset))}", f"cut {found.cut:.4f}, joined {found.joined:.4f}")
+        (
+            f"offset {','.join(map(str, offset))}",
+            f"cut {found.cut:.4f}, joined {found.joined:.4f}" if found else "has not both kinds of edges",
+        )
         for offset, found in zip(scores.offsets, scores.channels, strict=True)
     ]
     return _lines(

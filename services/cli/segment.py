@@ -107,13 +107,13 @@ def predict(
     chunk_shape, size = read_triple(chunk, "chunk"), read_voxel_size(voxel_size)
     request = Request(image, out, model, options, box, chunk_shape, any_voxel_size, size, endpoints)
     checked = check(request)
-    _run_phase(lambda: prepare(checked), "predict", address, "petavoxel watershed")
+    _run_phase(lambda: prepare(checked, predictions_only=True), "predict", address, "petavoxel watershed")
 
 
 def watershed(out: Held, low: Low = None, high: High = None, address: Address = None) -> None:
     """Supervoxels and their region graph from the affinities in OUT; `petavoxel agglomerate OUT` comes next."""
-    run = _changed(out, watershed={"low": low, "high": high})
-    _run_phase(lambda: run, "watershed", address, "petavoxel agglomerate")
+    run = _changed(out, "watershed", watershed={"low": low, "high": high})
+    _run_changed(run, "watershed", address, "petavoxel agglomerate")
 
 
 def agglomerate(
@@ -131,14 +131,14 @@ def agglomerate(
         "basin_affinity": basin_affinity,
         "tree_floor": tree_floor,
     }
-    run = _changed(out, agglomeration=changes)
-    _run_phase(lambda: run, "agglomerate", address, "petavoxel relabel")
+    run = _changed(out, "agglomerate", agglomeration=changes)
+    _run_changed(run, "agglomerate", address, "petavoxel relabel")
 
 
 def relabel(out: Held, skeletons: Skeletons = None, skeleton_nm: SkeletonNm = None, address: Address = None) -> None:
     """Segments, their pyramid and skeletons from the agglomeration in OUT: the last phase of `petavoxel segment`."""
-    run = _changed(out, **_skeletons(skeletons, skeleton_nm))
-    _run_phase(lambda: run, "relabel", address, "petavoxel view")
+    run = _changed(out, "relabel", **_skeletons(skeletons, skeleton_nm))
+    _run_changed(run, "relabel", address, "petavoxel view")
 
 
 def _run_phase(prepared: Callable[[], Run], phase: str, address: str | None, following: str) -> None:
@@ -155,16 +155,26 @@ def _run_phase(prepared: Callable[[], Run], phase: str, address: str | None, fol
     print(f"{run.out}: {phase} done; next: {following} {run.out}")
 
 
-def _changed(out: str, **changes: Any) -> Run:
-    """The run in OUT with some options changed; None keeps what is there."""
+def _run_changed(run: Run, phase: str, address: str | None, following: str) -> None:
+    """Run a phase of a run with changed options, which its prefix holds from when the cluster is there."""
+    from services.pipelines.preparation import hold
+
+    _run_phase(lambda: hold(run), phase, address, following)
+
+
+def _changed(out: str, phase: str, **changes: Any) -> Run:
+    """The run in OUT with some options changed, ready for the phase; None keeps what is there."""
     from services.pipelines.preparation import changed_run, opened_run
+    from services.pipelines.segment import check_ready
 
     run = opened_run(out)
     held = run.options.model_dump()
     for name, change in changes.items():
         partly = isinstance(change, dict) and held[name] is not None
         held[name] = {**held[name], **_given(change)} if partly else change
-    return changed_run(run, _options(held))
+    changed = changed_run(run, _options(held))
+    check_ready(changed, phase)
+    return changed
 
 
 def _skeletons(wanted: bool | None, voxel_nm: float | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,11 +46,11 @@ def train(
         return
 
     if workers > 1 or address:
-        from infra.cluster import cluster
+        from infra.cluster import cluster, own_processors
         from services.training_workers import Workers, train_on_workers
 
-        each = threads or (1 if address else max(1, (os.cpu_count() or 1) // workers))
-        with cluster(address, cpus=max(os.cpu_count() or 1, workers * each)):
+        each = threads or (1 if address else max(1, own_processors() // workers))
+        with cluster(address, cpus=max(own_processors(), workers * each)):
             print(train_on_workers(recipe, out, data, Workers(workers, each)))
         return
     if threads:

@@ -33,13 +33,14 @@ class Truth:
     """Where the truth of a sample lies.
 
     `offset`: position of its first voxel in the image, None: what both volumes say. `whole_sections`: whether `convert`
-    must see sections whole.
+    must see sections whole. `membranes`: whether 0 is annotated background, and not what nobody looked at.
     """
 
     url: str
     offset: Triple | None = None
     convert: Convert = plain_labels
     whole_sections: bool = False
+    membranes: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def find(folder: Path) -> Iterator[Sample]:
     """`train-volume.tif` with `train-labels.tif`, and `test-volume.tif`."""
     images, labels = (files_below(folder, f"train-{name}.tif*") for name in ("volume", "labels"))
     if images and labels:
-        yield Sample("train", str(images[0]), _SIZE, Truth(str(labels[0]), convert=convert, whole_sections=True))
+        truth = Truth(str(labels[0]), convert=convert, whole_sections=True, membranes=True)
+        yield Sample("train", str(images[0]), _SIZE, truth)
     for path in files_below(folder, "test-volume.tif*")[:1]:
         yield Sample("test", str(path), _SIZE)
 
@@ -52,5 +53,6 @@ ISBI2012 = Dataset(
     where="https://imagej.net/events/isbi-2012-segmentation-challenge",
     files=("train-volume.tif", "train-labels.tif", "test-volume.tif"),
     find=find,
-    notes="labels are cross-sections: two-dimensional parts, each section on its own, with ids unique in the volume",
+    notes="labels are cross-sections: two-dimensional parts, each section on its own, with ids unique in the volume; "
+    "train on them with `target: inside` and the background, affinities across sections cannot be learnt from them",
 )

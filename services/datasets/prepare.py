@@ -6,8 +6,9 @@
     OUT/SAMPLE/image.zarr          uint8 as published
     OUT/SAMPLE/labels.zarr         uint64 in the image's frame, 0 = background
     OUT/SAMPLE/mask.zarr           uint8, 1 where truth was given
+    OUT/SAMPLE/background.zarr     uint8, 1 on annotated membranes; only where the data set has some
 
-All are OME-Zarr with voxel size. Labels fill the whole frame of the image: a box names the same voxels in all three.
+All are OME-Zarr with voxel size. Labels fill the whole frame of the image: a box names the same voxels in all of them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Prepared:
     splits: dict[str, Box]
     objects: int
     annotated: float
+    volumes: tuple[str, ...]
 
 
 def prepare(
@@ -69,12 +71,7 @@ def prepare(
             "samples": [
                 {
                     "name": sample.name,
-                    "image": f"{sample.name}/image.zarr",
-                    **(
-                        {"labels": f"{sample.name}/labels.zarr", "mask": f"{sample.name}/mask.zarr"}
-                        if "test" not in sample.splits
-                        else {}
-                    ),
+                    **{name: f"{sample.name}/{name}.zarr" for name in sample.volumes},
                     "shape": list(sample.shape),
                     "voxel_size_nm": list(sample.voxel_size_nm),
                     "splits": {name: str(box) for name, box in sample.splits.items()},
@@ -108,13 +105,18 @@ def _prepare_sample(sample: Sample, folder: Folder, dataset: Dataset) -> Prepare
     for chunk in ChunkGrid(image.box, _READ):
         copy.write(chunk.box, image.read(chunk.box))
     if sample.truth is None:
-        return Prepared(sample.name, image.info.shape, size, sample.splits(image.box), 0, 0.0)
+        return Prepared(sample.name, image.info.shape, size, sample.splits(image.box), 0, 0.0, ("image",))
     labels, mask = create("labels.zarr", "uint64"), create("mask.zarr", "uint8")
-    covered, ids, annotated = _write_truth(sample.truth, image, labels, mask)
-    return Prepared(sample.name, image.info.shape, size, sample.splits(covered), ids.size, annotated / image.box.size)
+    background = create("background.zarr", "uint8") if sample.truth.membranes else None
+    covered, ids, annotated = _write_truth(sample.truth, image, labels, mask, background)
+    volumes = ("image", "labels", "mask", *(["background"] if background else []))
+    share = annotated / image.box.size
+    return Prepared(sample.name, image.info.shape, size, sample.splits(covered), ids.size, share, volumes)
 
 
-def _write_truth(truth: Truth, image: Volume, labels: Volume, mask: Volume) -> tuple[Box, Any, int]:
+def _write_truth(
+    truth: Truth, image: Volume, labels: Volume, mask: Volume, background: Volume | None
+) -> tuple[Box, Any, int]:
     """Convert and store the truth; returns the box of the image it covers, its ids and the number of voxels given."""
     stored = open_volume(truth.url)
     if stored.info.channels is not None:
@@ -141,6 +143,8 @@ def _write_truth(truth: Truth, image: Volume, labels: Volume, mask: Volume) -> t
         whole[at], inside[at] = found, given
         labels.write(chunk.box, whole)
         mask.write(chunk.box, inside)
+        if background is not None:
+            background.write(chunk.box, inside * (whole == 0).astype(np.uint8))
         ids = np.union1d(ids, found[found != 0])
         annotated += int(given.sum())
     return covered, ids, annotated

@@ -38,13 +38,13 @@ _GPU = "nvidia.com/gpu"
 
 @dataclass(frozen=True)
 class JobCluster:
-    """The cluster that a RayJob brings: `workers` pods of 4 processors, with a GPU each where `accelerator` is named.
+    """The cluster that a RayJob brings: `pods` workers of 4 processors, with a GPU each where `accelerator` is named.
 
     `image` is a name with tag, to which `-cpu` or `-gpu` is added; `accelerator` a value of GKE's node label.
     """
 
     image: str = field(default_factory=lambda: f"petavoxel:{importlib.metadata.version('petavoxel')}")
-    workers: int = 4
+    pods: int = 4
     accelerator: str | None = None
     service_account: str | None = None
 
@@ -97,9 +97,9 @@ def ray_job(command: JobCommand, cluster: JobCluster, env: Mapping[str, str]) ->
         "workerGroupSpecs": [
             {
                 "groupName": "workers",
-                "replicas": cluster.workers,
-                "minReplicas": cluster.workers,
-                "maxReplicas": cluster.workers,
+                "replicas": cluster.pods,
+                "minReplicas": cluster.pods,
+                "maxReplicas": cluster.pods,
                 "rayStartParams": _ray_parameters(),
                 "template": _pod(cluster, "worker", {"cpu": "4", "memory": "12Gi"}, cluster.accelerator),
             }
@@ -136,7 +136,10 @@ def _pod(cluster: JobCluster, kind: str, resources: dict[str, str], accelerator:
                 "name": f"ray-{kind}",
                 "image": image,
                 "securityContext": _SECURITY,
-                "env": [{"name": "NUMBA_CACHE_DIR", "value": "/kernels"}],
+                "env": [
+                    {"name": "NUMBA_CACHE_DIR", "value": "/kernels"},
+                    {"name": "PETAVOXEL_MODEL_CACHE", "value": "/tmp/petavoxel-models"},
+                ],
                 "resources": {"requests": amounts, "limits": amounts},
                 "ports": [{"name": "metrics", "containerPort": 8080}],
                 "volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts.items()],

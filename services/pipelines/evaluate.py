@@ -70,7 +70,8 @@ def evaluate_measure(measure: Measure, out: str, *, chunk_shape: Triple = CHUNK)
 def measure_job(measure: Measure, out: str, chunk_shape: Triple) -> MeasureJob:
     """Claim the output prefix for this measure; raises `RunConflict` where it holds something else."""
     source = {**measure.described(), "chunk_shape": list(chunk_shape)}
-    return MeasureJob(measure, chunk_shape, out, _claim(Folder(out), source))
+    folder = Folder(out)
+    return MeasureJob(measure, chunk_shape, folder.url, _claim(folder, source))
 
 
 def measure_stage(job: MeasureJob) -> Stage:
@@ -88,7 +89,8 @@ def finish_measure(job: MeasureJob) -> Any:
 def evaluation_job(pair: LabelPair, out: str, chunk_shape: Triple) -> ContingencyJob:
     """Claim the output prefix for this pair of volumes; raises `RunConflict` where it holds something else."""
     source = {**pair.described(), "chunk_shape": list(chunk_shape)}
-    return ContingencyJob(pair, chunk_shape, out, _claim(Folder(out), source))
+    folder = Folder(out)
+    return ContingencyJob(pair, chunk_shape, folder.url, _claim(folder, source))
 
 
 def _claim(folder: Folder, source: dict[str, Any]) -> str:
@@ -120,5 +122,6 @@ def finish(job: ContingencyJob, pred_background: PredBackground, samples: int) -
     table = without_truth(read_contingency(job.folder, "contingency.parquet"))
     scores = scores_of(job.pair, table, pred_background, samples)
     job.folder.write_json("scores.json", scores.as_json())
+    job.folder.write_json("progress/complete.json", {"key": job.key})
     job.folder.remove("work")
     return scores

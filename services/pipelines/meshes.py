@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from infra.ledger import digest
 from infra.meshes import PrecomputedMeshes
 from infra.objects import Folder
+from services.label_pair import voxels_identity
 from services.pipelines.claim import claim
 from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.skeletonize import regroup_stages
@@ -31,7 +32,7 @@ def prepare_meshes(segmentation: str, out: str, options: MeshOptions) -> MeshJob
         out=folder.at("precomputed"),
         work=folder.at("work"),
         ledgers=folder.url,
-        key=digest("mesh", volume.url, volume.identity(), options.model_dump()),
+        key=digest("mesh", volume.url, voxels_identity(volume), options.model_dump()),
     )
     claim(folder, {"key": job.key, "segmentation": volume.url, "options": options.model_dump(mode="json")})
     return job

@@ -26,7 +26,7 @@ from models.geometry import Box, Triple, VoxelSize, triple
 from services.engine import Wanted, find_engine
 from services.pipelines.stage import inference_threads
 from services.predict import patch_plan
-from services.run import Engine, Run, SegmentOptions, predict_key, stage_keys
+from services.run import Engine, Run, SegmentOptions, finished_with, predict_key, stage_keys
 from services.stages.pyramid import pyramid_factors
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,11 @@ def check(request: Request) -> Checked:
     return Checked(request, options, reference, model, image, voxel_size, domain, plan, chunk_shape)
 
 
-def prepare(checked: Checked) -> Run:
+def prepare(checked: Checked, *, predictions_only: bool = False) -> Run:
     """Check the output prefix, and claim it with `run.json`; nothing is computed yet.
+
+    With `predictions_only` a prefix that holds the same predictions fits, whatever its options for later phases: the
+    run has those.
 
     On a cluster its workers are asked for their runtime; see `services.engine`. Raises `RuntimeUnavailable` where no
     worker has the runtime, `RunConflict` where the output prefix holds something else, or was begun with another
@@ -115,7 +118,7 @@ def prepare(checked: Checked) -> Run:
     predict = predict_key(source, engine, options.augment, chunk_shape)
     keys = stage_keys(predict, options, pyramid_factors(domain.shape, checked.voxel_size))
     run = Run(
-        image=request.image,
+        image=image.url,
         image_identity=image.identity(),
         out=folder.url,
         model=checked.reference,
@@ -132,6 +135,8 @@ def prepare(checked: Checked) -> Run:
         keys=keys,
         endpoints=request.endpoints,
     )
+    if predictions_only:
+        run = _as_held(run)
     description = {
         **source,
         **_described(run),
@@ -187,8 +192,7 @@ def _engine(folder: Folder, wanted: Wanted, find: Finder) -> Engine:
         raise _damaged(folder, error) from error
     if wanted.runtime not in ("auto", begun.runtime) or wanted.precision not in ("auto", begun.precision):
         return find(wanted)  # another run, by what is asked; the claim says so
-    marker = "progress/phases/predict.json"
-    if folder.exists(marker) and folder.read_json(marker).get("key") == key:
+    if finished_with(folder, "predict") == key:
         return begun  # nothing is predicted any more
     asked = replace(wanted, runtime=begun.runtime, precision=begun.precision)
     try:
@@ -227,18 +231,23 @@ def _damaged(folder: Folder, error: Exception) -> StorageFailed:
 
 
 def changed_run(run: Run, options: SegmentOptions) -> Run:
-    """The run with other options for the phases after prediction, and its description changed to them.
+    """The run with other options for the phases after prediction; its prefix knows nothing of it before `hold`.
 
     Raises `InvalidInput` for options that would change the predictions.
     """
     if predicting(options) != predicting(run.options):
         raise InvalidInput("options: expected those of prediction as they are; predictions need a new OUT")
     split = pyramid_factors(run.domain.shape, run.voxel_size_nm)
-    changed = replace(run, options=options, keys=stage_keys(run.keys["predict"], options, split))
-    if changed.keys != run.keys:
+    return replace(run, options=options, keys=stage_keys(run.keys["predict"], options, split))
+
+
+def hold(run: Run) -> Run:
+    """Change the description in the run's prefix to this run; returns the run."""
+    held = run.folder.read_json("run.json")
+    if held["keys"] != run.keys:
         run.folder.remove("progress/complete.json")
-        run.folder.write_json("run.json", {**run.folder.read_json("run.json"), **_described(changed)})
-    return changed
+        run.folder.write_json("run.json", {**held, **_described(run)})
+    return run
 
 
 def predicting(options: SegmentOptions) -> tuple[str, str, bool]:
@@ -273,6 +282,15 @@ def _check_image(image: Volume, model: Model, any_voxel_size: bool) -> VoxelSize
     if not any_voxel_size:
         model.card.check_voxel_size(info.voxel_size_nm)
     return info.voxel_size_nm
+
+
+def _as_held(run: Run) -> Run:
+    """The run with the options of later phases that its prefix holds, where that holds the same predictions."""
+    held = run.folder.read_json("run.json") if run.folder.exists("run.json") else {}
+    if (held.get("keys") or {}).get("predict") != run.keys["predict"]:
+        return run
+    found = opened_run(run.out)
+    return replace(run, options=found.options, keys=found.keys)
 
 
 def _claim(folder: Folder, description: dict[str, Any]) -> None:

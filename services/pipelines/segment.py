@@ -24,10 +24,10 @@ import numpy as np
 
 from infra.volumes import VolumeInfo, create_pyramid, create_volume
 from models.errors import InvalidInput
-from models.geometry import NEAREST, ChunkGrid
+from models.geometry import NEAREST, ChunkGrid, Triple
 from services.pipelines.skeletonize import skeleton_stages
 from services.pipelines.stage import Needs, Stage, Summary, announce, forget_others, run_stage
-from services.run import Run
+from services.run import Run, finished_with
 from services.stages.basins_tree import basins_down, basins_of_chunk_down, basins_of_chunk_up, basins_up
 from services.stages.merges_tree import cut_down, merges_of_chunk, merges_up, segments_of_chunk
 from services.stages.predict import predict
@@ -41,6 +41,9 @@ from services.stages.skeletons import SkeletonJob
 from services.stages.watershed import watershed
 
 logger = logging.getLogger(__name__)
+
+MOST_PASSES = 10
+"""Passes of an exchange with as many sources as chunks can have names; see `infra.exchange`."""
 
 
 def segment(run: Run) -> Summary:
@@ -80,12 +83,11 @@ def begin_phase(run: Run, phase: str) -> list[Stage]:
     options decide are removed at once, in order: its intermediate results are gone, so what is left of the markers
     must never name one that a later stage still reads.
     """
-    _check_ready(run, phase)
+    check_ready(run, phase)
     create_arrays(run, phase)
     planned = [replace(stage, phase=phase) for stage in PHASES[phase](run)]
-    marker = f"progress/phases/{phase}.json"
-    if run.folder.exists(marker) and run.folder.read_json(marker).get("key") != run.phase_key(phase):
-        run.folder.write_json(marker, {"key": ""})
+    if finished_with(run.folder, phase) not in (None, run.phase_key(phase)):
+        run.folder.write_json(f"progress/phases/{phase}.json", {"key": ""})
         for stage in planned:
             forget_others(stage.ledger, stage.ledger.markers())
     announce(planned)
@@ -141,10 +143,17 @@ def relabel_stages(run: Run) -> Iterator[Stage]:
     """Supervoxels → segments, their pyramid and skeletons."""
     yield Stage(run.ledger("relabel"), run.grid, relabel, (run,))
     for level, factor in enumerate(pyramid_factors(run.domain.shape, run.voxel_size_nm), start=1):
-        coarse = ChunkGrid(run.volume("segmentation.zarr", level=level).box, run.chunk_shape)
+        coarse = ChunkGrid(run.volume("segmentation.zarr", level=level).box, _coarse_chunk(run, factor))
         yield Stage(run.ledger(f"pyramid_{level}"), coarse, pyramid, (run, level, factor))
     if run.options.skeletons is not None:
         yield from skeleton_stages(skeleton_job(run, run.options.skeletons))
+
+
+def _coarse_chunk(run: Run, factor: Triple) -> Triple:
+    """What a chunk of the run becomes one level higher, in whole stored pieces: more would take more memory to read."""
+    pieces = zip(run.chunk_shape, factor, run.storage_chunk(), strict=True)
+    z, y, x = (-(-chunk // (f * piece)) * piece for chunk, f, piece in pieces)
+    return z, y, x
 
 
 PHASES: dict[str, Callable[[Run], Iterator[Stage]]] = {
@@ -161,11 +170,11 @@ def _levels(run: Run) -> list[tuple[int, ChunkGrid]]:
     return [(level, tree.nodes(level)) for level in range(1, tree.depth + 1)]
 
 
-def _check_ready(run: Run, phase: str) -> None:
+def check_ready(run: Run, phase: str) -> None:
+    """Raise `InvalidInput` where a phase before this one has not finished with the run's options."""
     names = list(PHASES)
     for before in names[: names.index(phase)]:
-        marker = f"progress/phases/{before}.json"
-        if not run.folder.exists(marker) or run.folder.read_json(marker).get("key") != run.phase_key(before):
+        if finished_with(run.folder, before) != run.phase_key(before):
             raise InvalidInput(f"{run.out}: {phase} needs {before}, which has not finished with these options")
 
 
@@ -196,10 +205,23 @@ def create_arrays(run: Run, phase: str) -> None:
     elif phase == "relabel":
         factors = pyramid_factors(run.domain.shape, run.voxel_size_nm)
         create_pyramid(at("segmentation.zarr"), info("uint64"), factors, exists="reuse")
-        claim, key = "progress/phases/skeletons.json", run.keys["skeletonize"]
-        if not run.folder.exists(claim) or run.folder.read_json(claim).get("key") != key:
-            run.folder.remove("skeletons")
-            run.folder.write_json(claim, {"key": key})
+        _claim_skeletons(run)
+
+
+def _claim_skeletons(run: Run) -> None:
+    """Remove skeletons of another segmentation or of other options, and before them all markers that vouch for them.
+
+    The claim is empty meanwhile, so that whichever options come after an interruption do the same again.
+    """
+    claim, key = "progress/phases/skeletons.json", run.keys["skeletonize"]
+    if finished_with(run.folder, "skeletons") == key:
+        return
+    run.folder.write_json(claim, {"key": ""})
+    passes = (f"skeletons_pass_{number}" for number in range(1, MOST_PASSES + 1))
+    for stage in ("skeletons", *passes, "skeletonize"):
+        run.folder.remove(f"progress/{stage}")
+    run.folder.remove("skeletons")
+    run.folder.write_json(claim, {"key": key})
 
 
 def skeleton_job(run: Run, options: SkeletonOptions) -> SkeletonJob:

@@ -11,6 +11,7 @@ from infra.shards import Sharding
 from infra.skeletons import PrecomputedSkeletons
 from models.errors import InvalidVolume
 from models.geometry import Box
+from services.label_pair import voxels_identity
 from services.pipelines.claim import claim
 from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.stage import Stage, Summary, run_stage
@@ -33,7 +34,7 @@ def prepare_skeletons(segmentation: str, out: str, options: SkeletonOptions, *, 
     folder = Folder(out)
     _, factors = label_levels(volume, voxel_size)
     level = level_of_voxels(voxel_size, factors, options.voxel_nm)
-    key = digest("skeletonize", volume.url, volume.identity(), str(domain), options.model_dump(), level)
+    key = digest("skeletonize", volume.url, voxels_identity(volume), str(domain), options.model_dump(), level)
     described = {"key": key, "segmentation": volume.url, "box": str(domain), "options": options.model_dump(mode="json")}
     claim(folder, described)
     return SkeletonJob(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import ray
 
 from infra.chunk_map import ChunkFunction, Done, Failed, Placement, Started, map_chunks
 from infra.chunk_names import ChunkNames
-from infra.cluster import cluster_resources, node_processors
+from infra.cluster import cluster_resources, node_processors, own_processors
 from infra.ledger import Ledger, Markers, why_again
 from infra.metrics_export import StageCounters, stage_family
 from infra.objects import Folder
@@ -165,7 +164,7 @@ def inference_threads() -> int:
     On a single node, and where there is no cluster yet, one logical processor is left to Ray Data.
     """
     if not ray.is_initialized():
-        return max(1, min(MOST_THREADS, os.cpu_count() or 1))
+        return min(MOST_THREADS, own_processors())
     nodes = [int(number) for number in node_processors()] or [1]
     return max(1, min(MOST_THREADS, nodes[0] - 1 if len(nodes) == 1 else max(nodes)))
 
@@ -173,18 +172,24 @@ def inference_threads() -> int:
 def placement(stage: Stage) -> Placement:
     """Where a stage runs, with the time limits of this installation.
 
-    Stages of numpy and numba: one task per processor, one processor left to Ray Data. Those of a network: a worker per
-    GPU, or workers of `stage.number` processors; where endpoints predict, as many light ones as keep the replicas busy.
+    Stages of numpy and numba: one task per processor. Those of a network: a worker per GPU, or workers of
+    `stage.number` processors, as many as each node has room for; where endpoints predict, as many light ones as keep
+    the replicas busy. On a single node one processor is left to the driver.
     """
-    settings, resources = current_settings(), cluster_resources()
-    processors, gpus = max(1, int(resources["CPU"]) - 1), int(resources["GPU"])
+    settings, resources, nodes = current_settings(), cluster_resources(), node_processors()
+    processors, gpus = int(resources["CPU"]), int(resources["GPU"])
+    if not processors:
+        logger.warning("the cluster has no processor yet; PETAVOXEL_CLUSTER_CPUS says how many one gets that grows")
+    processors = max(1, processors if len(nodes) > 1 else processors - 1)
     limits: dict[str, Any] = {"timeout_s": settings.chunk_timeout_s, "stall_s": settings.stall_s}
     match stage.needs:
         case "a GPU":
             return Placement(workers=max(1, gpus), gpus=1, stateful=True, **limits)
         case "processors":
             threads = min(stage.number, processors)
-            return Placement(workers=max(1, processors // threads), cpus=threads, stateful=True, **limits)
+            known = len(nodes) > 1 and settings.cluster_cpus is None
+            workers = sum(int(number) // threads for number in nodes) if known else processors // threads
+            return Placement(workers=max(1, workers), cpus=threads, stateful=True, **limits)
         case "endpoints":
             return Placement(workers=min(stage.number, 2 * processors), cpus=SERVED_CPUS, stateful=True, **limits)
         case _:

@@ -198,7 +198,7 @@ class TestOnACluster:
         run = prepare(check(asked(image, tmp_path, model, runtime="openvino")))
         (stage,) = predict_stages(run)
         assert inference_threads() == 2
-        assert (placement(stage).cpus, placement(stage).gpus, placement(stage).workers) == (2, 0, 1)
+        assert (placement(stage).cpus, placement(stage).gpus, placement(stage).workers) == (2, 0, 2), "one on each node"
         gpu = Stage(Ledger(run.folder, "x", "k"), ChunkGrid(Box((0, 0, 0), (6, 1, 1)), (1, 1, 1)), where, (), "a GPU")
         events = list(map_chunks(gpu.chunks, gpu.make, (), placement(gpu)))
         seen = [event.report for event in events if isinstance(event, Done)]

@@ -11,6 +11,7 @@ from models.geometry import NEAREST, Box
 from models.metrics.affinities import average_precision, edge_histogram
 from models.metrics.boundary import boundary_counts
 from services.cli.evaluate import app
+from services.cli.reports import affinity_report
 from services.evaluate_boundaries import AffinityMeasure, AffinityScores, BoundaryMeasure, BoundaryScores
 from services.pipelines.evaluate import finish_measure, measure_job, measure_stage
 
@@ -64,6 +65,18 @@ def test_average_precision_of_blocks_is_that_of_the_whole(volumes, tmp_path: Pat
     for channel, offset in enumerate(OFFSETS):
         own = edge_histogram(affinities[channel : channel + 1], truth, offsets=(offset,))
         assert found.channels[channel] == average_precision(own)
+
+
+def test_a_channel_without_edges_of_both_kinds_has_no_score(volumes, tmp_path: Path) -> None:
+    section = Box((3, 0, 0), (4, SHAPE[1], SHAPE[2]))  # no edges along z
+    found = evaluate_affinities(f"{tmp_path}/affinities.zarr", f"{tmp_path}/truth.zarr", box=section)
+    affinities, truth = volumes["affinities"][(slice(None), *section.slices())], volumes["truth"][section.slices()]
+    assert found.overall == average_precision(edge_histogram(affinities, truth, offsets=OFFSETS))
+    assert [one is None for one in found.channels] == [True, False, False, True, False]
+    assert found.as_json()["channels"][0]["average_precision_cut"] is None
+    assert "has not both kinds of edges" in affinity_report(found)
+    with pytest.raises(InvalidInput, match="both kinds"):
+        evaluate_affinities(f"{tmp_path}/affinities.zarr", f"{tmp_path}/truth.zarr", box=Box((3, 1, 1), (4, 2, 2)))
 
 
 @pytest.mark.parametrize("kind", ["boundaries", "affinities"])

@@ -152,6 +152,19 @@ def test_box_mask_and_convention_decide(tmp_path: Path) -> None:
         evaluate_skeletons(pred, str(folder), min_cable_nm=2000)
 
 
+def test_skeletons_that_are_left_out_merge_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "swc"
+    folder.mkdir()
+    name, *_ = TUBES
+    line = centre_line(name)
+    short = Skeleton(line.vertices[:12], line.edges[:11], line.radii[:12])
+    (folder / "1.swc").write_text(to_swc(line))
+    (folder / "2.swc").write_text(to_swc(short))  # in the same segment
+    pred = volume(tmp_path / "perfect.zarr", tube_labels())
+    assert evaluate_skeletons(pred, str(folder)).run_length.normalised == 0
+    assert evaluate_skeletons(pred, str(folder), min_cable_nm=1000).run_length.normalised == 1
+
+
 def test_segments_are_read_where_nodes_are(tmp_path: Path) -> None:
     from infra.volumes import open_volume
 

@@ -83,6 +83,16 @@ def test_worst_objects_are_found_where_the_mistake_is() -> None:
     assert len(worst_objects(table, terms, "merge", 1)) == 1
 
 
+def test_a_merger_is_shown_where_it_costs_most() -> None:
+    truth = np.ones((1, 1, 6400), np.uint64)
+    truth[..., 1400:] = 2
+    pred = np.full_like(truth, 20)
+    pred[..., :1000] = 10
+    table = contingency_table(pred, truth)
+    one = next(item for item in worst_objects(table, object_terms(table), "merge", 9) if item.truth == 1)
+    assert (one.segment, one.others) == (20, 1), "its largest segment, 10, holds nothing else"
+
+
 def test_places_lie_on_the_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.label_pair._EXTENT", 7)
     truth, segments = truth_and_segments()

@@ -15,6 +15,7 @@ from models.segmentation.region_graph import region_graph
 from models.segmentation.whole import WholeSegmentation, merge_supervoxels
 from services.cli.evaluate import app
 from services.evaluate import evaluate_segmentation
+from services.pipelines.progress import PlannedStage, write_plan
 from services.sweep import evaluate_sweep, read_merges
 
 SHAPE = (12, 18, 24)
@@ -85,6 +86,37 @@ def test_a_run_stands_for_its_segmentation(run, tmp_path: Path) -> None:
     Folder(out).write_json("run.json", {})
     with pytest.raises(InvalidVolume, match=r"run\.json: expected the description of a run, missing 'box'"):
         evaluate_segmentation(out, truth)
+
+
+def test_a_tree_of_other_options_is_refused(run) -> None:
+    out, truth, *_ = run
+    folder = Folder(out)
+    folder.write_json("run.json", folder.read_json("run.json") | {"keys": {"cut": "of these options"}})
+    for left in (None, "of others", ""):
+        if left is not None:
+            folder.write_json("progress/phases/agglomerate.json", {"key": left})
+        with pytest.raises(
+            InvalidInput, match="expected a run whose agglomerate has finished with its present options"
+        ):
+            evaluate_sweep(out, truth)
+    folder.write_json("progress/phases/agglomerate.json", {"key": "of these options"})
+    assert evaluate_sweep(out, truth).points
+
+
+def test_labels_are_scored_once_all_are_written(run, tmp_path: Path) -> None:
+    out, truth, supervoxels, _ = run
+    folder = Folder(out)
+    keys = {"relabel": "r", "skeletonize": "s"}
+    folder.write_json("run.json", folder.read_json("run.json") | {"keys": keys})
+    info = VolumeInfo(shape=SHAPE, dtype=np.dtype("uint64"), voxel_size_nm=(10, 10, 10), offset_voxels=BOX.start)
+    with create_volume(f"{out}/segmentation.zarr", info) as volume:
+        volume.write(volume.box, supervoxels)
+    write_plan(folder, [PlannedStage("relabel", "r", 2, supervoxels.size)])
+    for name in ("0_0_0", "0_0_1"):
+        with pytest.raises(InvalidInput, match="whose relabel has finished"):
+            evaluate_segmentation(out, truth)
+        folder.write_json(f"progress/relabel/{name}.r.json", {})
+    assert evaluate_segmentation(out, truth).box == BOX, "skeletons are not waited for"
 
 
 def test_the_tree_is_read_whole_from_its_files(run) -> None:

@@ -1,7 +1,11 @@
 """`petavoxel verify` finds every damage, and its repair drops exactly the markers concerned."""
 
 import json
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from infra.written import Written
 from models.errors import NotFound
 from models.geometry import Box, Chunk
 from services.pipelines.progress import PlannedStage, read_plan, write_plan
-from services.verify import repair, verify
+from services.verify import Verification, repair, verify
 
 CHUNKS = [Chunk((i, 0, 0), Box((8 * i, 0, 0), (8 * i + 8, 8, 8))) for i in range(3)]
 PLAN = [
@@ -124,3 +128,67 @@ def test_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no run\.json"):
         verify(str(tmp_path))
     assert read_plan(Folder(str(tmp_path))) == []
+
+
+def at_work(out: Path) -> None:
+    """The watershed has not finished: its intermediates are there."""
+    (out / "progress" / "complete.json").unlink()
+    (out / "progress" / "phases" / "watershed.json").unlink()
+    folder = Folder(str(out))
+    for chunk in CHUNKS:
+        written = folder.write(f"work/watershed/{chunk.name}.npz", chunk.name.encode())
+        Ledger(folder, "watershed", "w").mark(chunk, [written])
+
+
+def verified_while(
+    happens: Callable[[], None], reading: str, monkeypatch: pytest.MonkeyPatch, out: Path
+) -> Verification:
+    """What is found where something happens just before an object is read."""
+    read = Folder.read
+
+    def late(folder: Folder, name: str) -> bytes:
+        if name == reading:
+            happens()
+        return read(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", late)
+        return verify(str(out))
+
+
+@pytest.mark.parametrize("marker", ["phases/watershed.json", "complete.json"])
+def test_a_phase_that_ends_meanwhile_is_not_damaged(marker: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work(out)
+    assert verify(str(out)).outputs == 12
+
+    def end() -> None:
+        (out / "progress" / marker).write_text("{}")
+        shutil.rmtree(out / "work", ignore_errors=True)
+
+    found = verified_while(end, "1_0_0.npz", monkeypatch, out)
+    assert found.damages == []
+    assert found.gone == {"watershed"}
+    assert repair(str(out), found) == []
+
+
+def test_a_chunk_that_is_to_be_done_again_meanwhile_is_not_damaged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget() -> None:
+        Ledger(Folder(str(out)), "graph", "g").forget(["1_0_0"])
+        (out / "region_graph" / "1_0_0.parquet").unlink()
+
+    found = verified_while(forget, "1_0_0.parquet", monkeypatch, out)
+    assert found.damages == []
+    assert (found.chunks, found.outputs) == (11, 8)
+
+
+def test_chunks_wait_in_slices(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bounded(ThreadPoolExecutor):
+        def map(self, function: Callable[..., Any], *parts: Iterable[Any], **options: Any) -> Any:
+            held = [list(part) for part in parts]
+            assert all(len(part) <= 2 for part in held)
+            return super().map(function, *held, **options)
+
+    monkeypatch.setattr("services.verify.AT_ONCE", 2)
+    monkeypatch.setattr("services.verify.ThreadPoolExecutor", Bounded)
+    found = verify(str(out))
+    assert (found.chunks, found.outputs, found.damages) == (12, 9, [])

@@ -226,6 +226,8 @@ def test_what_the_client_reads_by_itself(out: Path, tmp_path: Path) -> None:
     assert client_format(scene.segmentation) == "zarr3"
     assert client_format(scene.image) is None, "an array without OME metadata does not say where it lies"
     assert client_format(open_volume(scene.segmentation.url, voxel_size_nm=(7, 7, 7))) is None
+    nowhere = create_volume(f"{tmp_path}/nowhere.zarr", VolumeInfo(shape=(4, 5, 6), dtype=np.dtype(np.uint64)))
+    assert client_format(nowhere) is None, "nor does one without a voxel size"
     for url, expected in ((f"zarr2://{tmp_path}/old", "zarr2"), (f"precomputed://{tmp_path}/pre", "precomputed")):
         info = VolumeInfo(shape=(8, 9, 10), dtype=np.dtype(np.uint8), voxel_size_nm=SIZE)
         create_pyramid(url, info, [(1, 2, 2)])

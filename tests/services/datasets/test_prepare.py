@@ -164,6 +164,9 @@ def test_isbi2012_sections_become_cross_sections(tmp_path: Path) -> None:
         assert pairs.shape[1] == parts.max() + 1  # one to one
         total += parts.max()
     assert found.objects == total  # no id in two sections
+    np.testing.assert_array_equal(voxels(tmp_path / "out", "train", "background") == 1, membrane)
+    (told,) = json.loads((tmp_path / "out" / "dataset.json").read_text())["samples"]
+    assert told["background"] == "train/background.zarr"
 
 
 def test_isbi2012_refuses_what_is_no_membrane_image(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from cutting_proxy import CuttingProxy
 from manifests import check
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from models.catalog import Model
 from models.errors import InvalidInput, NotFound, PetavoxelError, RuntimeUnavailable
+from services.cli.jobs import NO_JOBS
 from services.cli.main import app
 from services.jobs.client import Jobs
 from services.jobs.command import PACKED, JobCommand, job_command
@@ -47,7 +51,7 @@ def test_every_command_on_ray_becomes_a_valid_ray_job(words: list[str]) -> None:
 
 
 def test_manifest_with_gpus_environment_and_account() -> None:
-    given = ["--accelerator", "nvidia-l4", "--workers", "7", "--container", "registry/petavoxel:1", "--service-account"]
+    given = ["--accelerator", "nvidia-l4", "--pods", "7", "--container", "registry/petavoxel:1", "--service-account"]
     found = manifest("segment", IMAGE, OUT, *given, "emreader", "--env", "A=b=c", "--env", "PETAVOXEL_STALL_S=1800")
     check(found)
     assert yaml.safe_load(found["spec"]["runtimeEnvYAML"]) == {"env_vars": {"A": "b=c", "PETAVOXEL_STALL_S": "1800"}}
@@ -64,6 +68,31 @@ def test_manifest_with_gpus_environment_and_account() -> None:
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_no_option_of_submit_hides_one_of_a_command() -> None:
+    def commands(group: Any) -> Iterator[Any]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command)
+            elif name != "submit":
+                yield command
+
+    root = get_command(app)
+    own = {name for option in root.commands["submit"].params for name in option.opts if name.startswith("-")}
+    assert "--pods" in own
+    for command in commands(root):
+        options = {name for option in command.params for name in option.opts}
+        if "--address" in options and command.name not in NO_JOBS:
+            assert own & options == {"--address"}, command.name
+
+
+def test_pods_have_a_place_for_models_of_a_registry() -> None:
+    cluster = manifest("segment", IMAGE, OUT)["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        [cache] = [one["value"] for one in container["env"] if one["name"] == "PETAVOXEL_MODEL_CACHE"]
+        assert any(cache.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
 
 
 def test_another_job_has_another_name() -> None:

@@ -11,6 +11,7 @@ from services.sweep import evaluate_sweep
 def test_a_run_swept_at_its_own_threshold_scores_as_its_segmentation(image, model, tmp_path, box) -> None:
     out = str(tmp_path / "out")
     run = run_in_process(request(image, out, model, (16, 16, 16), box))
+    run.folder.write_json("progress/phases/agglomerate.json", {"key": run.phase_key("agglomerate")})
     rng = np.random.default_rng(0)
     truth = np.kron(rng.integers(0, 4, (3, 4, 4)), np.ones((10, 11, 10), int))[:, :, :37].astype(np.uint16)
     np.save(tmp_path / "truth.npy", truth)
