@@ -43,7 +43,8 @@ pipelines:
 
 ## Rolling out
 
-A change of `serve.config` or `serve.deployments` is applied within the running cluster, replica by replica. A change of
+A change of `serve.config` or `serve.deployments` is applied within the running cluster, replica by replica,
+which takes room for one more replica, or `max_surge_percent: 0` in `serve.deployments` and a while without. A change of
 image, head or worker groups makes KubeRay prepare a second cluster and move the traffic when it is ready; for that time
 the cluster needs room for both.
 

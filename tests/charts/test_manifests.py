@@ -16,6 +16,7 @@ from manifests import Manifest, check, named, pod_templates, selects
 from services.endpoints.config import ServeConfig
 
 VALUES: list[Path | None] = [None, *EXAMPLES]
+POD_GRACE_S = 300
 EVERYTHING = {
     "pipelines__enabled": True,
     "monitoring__kind": "ServiceMonitor",
@@ -218,3 +219,43 @@ def test_notes(helm4: Helm, path: Path | None) -> None:
     notes = done.stdout.partition("NOTES:")[2]
     assert "kubectl -n default get rayservice release-petavoxel" in notes
     assert "{{" not in notes
+
+
+def _variables(template: dict[str, Any]) -> dict[str, str]:
+    [container] = template["spec"]["containers"]
+    return {each["name"]: each.get("value", "") for each in container["env"]}
+
+
+@pytest.mark.parametrize("path", VALUES, ids=lambda path: path.stem if path else "defaults")
+def test_caches_lie_where_pods_may_write(helm4: Helm, path: Path | None) -> None:
+    specs = [each["spec"]["rayClusterConfig"] for each in named(helm4.template(*_values(path)), "RayService")]
+    for template in [group["template"] for spec in specs for group in spec["workerGroupSpecs"]]:
+        variables = _variables(template)
+        [container] = template["spec"]["containers"]
+        writable = [each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")]
+        for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "PETAVOXEL_MODEL_CACHE"):
+            assert any(Path(variables[name]).is_relative_to(folder) for folder in writable), name
+        assert template["spec"]["terminationGracePeriodSeconds"] == POD_GRACE_S
+        assert int(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) == POD_GRACE_S - 10
+
+
+def test_pipelines_know_how_far_their_cluster_grows(helm4: Helm) -> None:
+    example = next(path for path in EXAMPLES if path.stem == "gke-gpu")
+
+    def head(manifest: Manifest) -> dict[str, str]:
+        spec = manifest["spec"].get("rayClusterSpec") or manifest["spec"].get("rayClusterConfig") or manifest["spec"]
+        return _variables(spec["headGroupSpec"]["template"])
+
+    manifests = helm4.template(example, pipelines__enabled=True)
+    for kind in ("RayJob", "RayCluster"):
+        [manifest] = named(manifests, kind)
+        told = head(manifest)
+        assert (told["PETAVOXEL_CLUSTER_CPUS"], told["PETAVOXEL_CLUSTER_GPUS"]) == (str(50 * 4 + 16 * 7), "16")
+    [service] = named(manifests, "RayService")
+    assert "PETAVOXEL_CLUSTER_CPUS" not in head(service)
+    limits = {"resources": {"limits": {"cpu": "1500m"}}, "minReplicas": 1, "maxReplicas": 3}
+    values: dict[str, Any] = {"pipelines__enabled": True, "pipelines__workerGroups__cpu": limits}
+    [fixed] = named(helm4.template(**values, ray__autoscaler__enabled=False, head__numCpus=1), "RayCluster")
+    assert head(fixed)["PETAVOXEL_CLUSTER_CPUS"] == "3"
+    [own] = named(helm4.template(**values, env={"PETAVOXEL_CLUSTER_CPUS": "99"}), "RayCluster")
+    assert head(own)["PETAVOXEL_CLUSTER_CPUS"] == "99"

@@ -35,7 +35,7 @@ headGroupSpec:
     dashboard-agent-listen-port: "52365"
     object-spilling-directory: /spill
   template:
-    {{- include "petavoxel.podTemplate" (dict "root" .root "use" .use "kind" "head" "group" .root.Values.head) | nindent 4 }}
+    {{- include "petavoxel.podTemplate" (dict "root" .root "use" .use "kind" "head" "group" .root.Values.head "env" (include "petavoxel.promised" (dict "root" .root "use" .use "groups" $groups) | fromYaml)) | nindent 4 }}
 workerGroupSpecs:
   {{- range $name, $group := $groups }}
   - groupName: {{ $name }}
@@ -55,6 +55,36 @@ workerGroupSpecs:
     template:
       {{- include "petavoxel.podTemplate" (dict "root" $root "use" $use "kind" "worker" "group" $group) | nindent 6 }}
   {{- end }}
+{{- end -}}
+
+{{/*
+What pipelines are told of how far their cluster grows, as variables by name: they lay out a stage when it begins, and
+a cluster that is scaled to zero has nothing yet.
+*/}}
+{{- define "petavoxel.promised" -}}
+{{- if ne .use "serve" -}}
+{{- $cpus := int .root.Values.head.numCpus -}}
+{{- $gpus := 0 -}}
+{{- range .groups -}}
+{{- $workers := ternary .maxReplicas .minReplicas $.root.Values.ray.autoscaler.enabled | int -}}
+{{- $cpus = add $cpus (mul $workers (include "petavoxel.processors" .resources.limits.cpu | int)) -}}
+{{- $gpus = add $gpus (mul $workers ((default dict .accelerator).count | default 0 | int)) -}}
+{{- end -}}
+{{- if ge $cpus 2 -}}
+PETAVOXEL_CLUSTER_CPUS: {{ $cpus }}
+{{ end -}}
+PETAVOXEL_CLUSTER_GPUS: {{ $gpus }}
+{{- end -}}
+{{- end -}}
+
+{{/* Processors that KubeRay gives Ray for a limit: the next whole number. */}}
+{{- define "petavoxel.processors" -}}
+{{- $limit := toString . -}}
+{{- if hasSuffix "m" $limit -}}
+{{- ceil (divf (trimSuffix "m" $limit | float64) 1000.0) | int -}}
+{{- else -}}
+{{- ceil (float64 $limit) | int -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "petavoxel.gcsFaultTolerance" -}}

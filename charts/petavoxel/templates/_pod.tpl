@@ -1,6 +1,6 @@
 {{/*
 Pods of Ray. Call with (dict "root" $ "use" "serve|pipelines|job" "kind" "head|worker" "group" GROUP), where GROUP is
-`head` of the values or a worker group with its defaults.
+`head` of the values or a worker group with its defaults; heads take "env" too, variables by name.
 */}}
 {{- define "petavoxel.podTemplate" -}}
 {{- $values := .root.Values -}}
@@ -59,6 +59,16 @@ spec:
         {{- toYaml $values.securityContext | nindent 8 }}
       env:
         {{- include "petavoxel.env" .root | nindent 8 }}
+        {{- $own := default dict .env }}
+        {{- if and (eq .kind "worker") .group.terminationGracePeriodSeconds }}
+        {{- /* Until then a pod that has to go finishes what it has begun, while its work is given to others. */}}
+        {{- $own = dict "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S" (max 0 (sub (int .group.terminationGracePeriodSeconds) 10)) }}
+        {{- end }}
+        {{- range $name, $value := $own }}
+        {{- if not (hasKey $values.env $name) }}
+        - {name: {{ $name }}, value: {{ $value | quote }}}
+        {{- end }}
+        {{- end }}
       {{- $resources := deepCopy .group.resources }}
       {{- if $gpus }}
       {{- range $part := list "requests" "limits" }}
@@ -98,6 +108,7 @@ spec:
 {{- define "petavoxel.env" -}}
 - {name: NUMBA_CACHE_DIR, value: /kernels}
 - {name: PETAVOXEL_MODEL_CACHE, value: /tmp/petavoxel-models}
+- {name: XDG_CACHE_HOME, value: /tmp/cache}
 {{- if .Values.serve.haProxy }}
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
 {{- end }}

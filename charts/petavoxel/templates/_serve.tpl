@@ -4,6 +4,7 @@ proxy_location: EveryNode
 http_options:
   host: 0.0.0.0
   port: {{ include "petavoxel.servePort" . }}
+  keep_alive_timeout_s: {{ .Values.serve.keepAliveSeconds }}
 logging_config:
   encoding: {{ .Values.serve.logging.encoding }}
   log_level: {{ .Values.serve.logging.level }}
