@@ -14,8 +14,8 @@ TAG ?= petavoxel:0.1.0-$(TARGET)
 demo: $(VENV)/.core ## segment a crop of FIB-25 that ships here, score it, and write a picture
 	$(BIN)/petavoxel demo
 
-test: $(VENV)/.dev ## all tests that need no GPU and no hour
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## all tests that need no GPU and no hour, in two processes: most of them wait for Ray and servers
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint ## what must pass before a commit
 	$(BIN)/python -m pytest -q -m "not cluster and not slow and not gpu" -x
