@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from infra.objects import Folder
 from infra.volumes import Volume, VolumeInfo, create_volume, open_volume
+from infra.volumes.metering import snapshot
 from models.errors import PetavoxelError, StorageFailed
 from models.geometry import Box
 
@@ -126,6 +127,8 @@ BUSY, CUT, RESET, STALL = Fault("status", status=503), Fault("cut"), Fault("rese
 LATE = Fault("delay", seconds=30)
 LASTING = [("", fault) for fault in (BUSY, CUT, RESET, STALL, LATE)]
 LASTING += [("precomputed://", fault) for fault in (BUSY, CUT, STALL)]
+LONGEST_RETRY_S = 2.0
+"""tensorstore waits no longer than this before it tries again, where operations have less than a second."""
 
 
 def opened_after_all(url: str) -> Volume:
@@ -136,6 +139,17 @@ def opened_after_all(url: str) -> Volume:
         except StorageFailed:
             pass
     return open_volume(url, "r+")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """Waits at the end until tensorstore no longer retries what was given up: the meter counts all."""
+    yield
+    still, found = time.monotonic(), snapshot()
+    while time.monotonic() - still < 2 * LONGEST_RETRY_S:
+        time.sleep(0.05)
+        if (now := snapshot()) != found:
+            still, found = time.monotonic(), now
 
 
 @pytest.mark.parametrize(("prefix", "fault"), LASTING, ids=lambda value: getattr(value, "kind", value))
