@@ -95,10 +95,12 @@ class OpenVinoSession:
     def run(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network; see `infra.runtimes.session.Session.run`."""
         check_patches(patches, self._divisor)
+        given = np.ascontiguousarray(patches)
         with self._lock:
             request = self._request(patches.shape)
-            request.infer({0: openvino.Tensor(np.ascontiguousarray(patches), shared_memory=True)}, share_outputs=True)
-            result: NDArray[np.float32] = np.array(request.get_output_tensor(0).data, np.float32)
+            result = np.empty(request.model_outputs[0].shape, np.float32)
+            request.set_output_tensor(openvino.Tensor(result, shared_memory=True))
+            request.infer({0: openvino.Tensor(given, shared_memory=True)}, share_outputs=True)
         return result
 
     def _request(self, shape: tuple[int, ...]) -> Any:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def test_throughput_of_many_clients(model: Model, tmp_path: Path) -> None:
     predictor = Predictor(model, precision="fp32")
     results: dict[str, list[str]] = {}
 
-    def measure(name: str, clients: int, ask: Callable[[httpx.Client], int], base: str) -> None:
+    def measure(name: str, clients: int, ask: Callable[[HTTPConnection], int], base: str) -> None:
         results.setdefault(f"{name}, {clients} clients", []).append(_load(base, clients, ask))
 
     with running(tmp_path, *options) as server, _plain(model, tmp_path) as plain:
@@ -158,25 +158,32 @@ def test_throughput_of_many_clients(model: Model, tmp_path: Path) -> None:
     print("load", os.getloadavg())
 
 
-def _ours(client: httpx.Client, image: NDArray[np.uint8], headers: dict[str, str]) -> int:
-    return client.post("/v1/boundary", content=image.tobytes(), headers=headers).status_code
+def _ours(client: HTTPConnection, image: NDArray[np.uint8], headers: dict[str, str]) -> int:
+    return _status(client, "/v1/boundary", image.tobytes(), headers)
 
 
-def _theirs(client: httpx.Client, padded: NDArray[np.uint8]) -> int:
-    return client.post("/", content=padded.tobytes()).status_code
+def _theirs(client: HTTPConnection, padded: NDArray[np.uint8]) -> int:
+    return _status(client, "/", padded.tobytes(), {})
+
+
+def _status(client: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> int:
+    client.request("POST", path, body, headers)
+    reply = client.getresponse()
+    reply.read()
+    return reply.status
 
 
 def _replica_s(timing: str) -> float:
     return float(timing.partition("dur=")[2]) / 1000
 
 
-def _load(base: str, clients: int, ask: Callable[[httpx.Client], int]) -> str:
-    """Closed-loop load for `SECONDS` / 2; a refused client waits for a moment."""
+def _load(base: str, clients: int, ask: Callable[[HTTPConnection], int]) -> str:
+    """Closed-loop load for `SECONDS` / 2 by the standard library's clients; a refused one waits for a moment."""
     statuses: list[tuple[int, float]] = []
     stop = threading.Event()
 
     def one(_: int) -> None:
-        with httpx.Client(base_url=base, timeout=120) as client:
+        with closing(HTTPConnection(base.removeprefix("http://"), timeout=120)) as client:
             while not stop.is_set():
                 began = time.perf_counter()
                 status = ask(client)
