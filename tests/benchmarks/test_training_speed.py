@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TURNS = int(os.environ.get("PETAVOXEL_TURNS", "7"))
 EAGER_TARGET, THREADS_TARGET = 1.7, 1.8
 WIDTHS = (16, 32, 64, 96)
+BATCH = 2
+"""Patches per step, as in the recipes of affinity networks."""
 NM = (10.0, 10.0, 10.0)
 
 
@@ -101,7 +103,7 @@ def test_bf16_channels_last_beside_eager_fp32(sampler: PatchSampler) -> None:
     }
     if not contenders["bf16, channels last"].trainer.bf16:
         pytest.skip("this processor has no native bf16")
-    in_turns(contenders, sampler.batch(0, 1))
+    in_turns(contenders, sampler.batch(0, BATCH))
     first, *_, last = contenders.values()
     reached = ratio(first.processor, last.processor)
     print(f"processor time: {reached:.2f} x (target {EAGER_TARGET}); wall clock: {ratio(first.wall, last.wall):.2f} x")
@@ -116,7 +118,7 @@ def test_two_threads_beside_one(sampler: PatchSampler) -> None:
         f"{threads} threads": Contender(Trainer(network, sampler, LoopOptions(1000, device="cpu")), threads)
         for threads in (1, 2)
     }
-    in_turns(contenders, sampler.batch(0, 1))
+    in_turns(contenders, sampler.batch(0, BATCH))
     one, two = contenders.values()
     best = min(one.wall) / min(two.wall)
     print(f"wall clock: median {ratio(one.wall, two.wall):.2f} x, best of each {best:.2f} x (target {THREADS_TARGET})")
