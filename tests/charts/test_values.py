@@ -115,3 +115,4 @@ def test_every_value_is_described() -> None:
     for entry in entries:
         if not entry.is_section:
             assert f"`{'.'.join(entry.path)}`" in readme
+            assert entry.description, entry.path
