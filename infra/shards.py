@@ -137,7 +137,7 @@ class ShardedObjects:
         """Write the file of one shard, remove it for no entries; raises `InvalidInput` for an id of another shard."""
         listed = list(entries)
         if not listed:
-            self.folder.remove(self.sharding.name(shard))
+            self.folder.delete([self.sharding.name(shard)])
             return []
         ids = np.array([entry.id for entry in listed], np.uint64)
         if (self.sharding.shards(ids) != shard).any():

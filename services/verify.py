@@ -118,9 +118,8 @@ def repair(out: str, found: Verification) -> list[str]:
     plans = read_plan(folder)
     damaged = {damage.stage for damage in found.damages}
     again = _before(plans, damaged, found.gone)
-    folder.remove(COMPLETE)
-    for phase in {plan.phase for plan in plans if plan.stage in damaged and plan.phase}:
-        folder.remove(PHASE.format(phase))
+    folder.delete([COMPLETE])
+    folder.delete(PHASE.format(phase) for phase in {p.phase for p in plans if p.stage in damaged and p.phase})
     for plan in again:
         ledger = Ledger(folder, plan.stage, plan.key)
         ledger.forget(ledger.markers().done.get(plan.key, ChunkNames()))

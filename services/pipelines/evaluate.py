@@ -83,6 +83,7 @@ def finish_measure(job: MeasureJob) -> Any:
     """Score all chunks and store the scores. The parts stay, so that the same command costs nothing again."""
     scores = job.measure.scores(job.parts())
     job.folder.write_json("scores.json", scores.as_json())
+    job.folder.write_json("progress/complete.json", {"key": job.key})
     return scores
 
 

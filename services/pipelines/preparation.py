@@ -245,7 +245,7 @@ def hold(run: Run) -> Run:
     """Change the description in the run's prefix to this run; returns the run."""
     held = run.folder.read_json("run.json")
     if held["keys"] != run.keys:
-        run.folder.remove("progress/complete.json")
+        run.folder.delete(["progress/complete.json"])
         run.folder.write_json("run.json", {**held, **_described(run)})
     return run
 

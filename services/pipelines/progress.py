@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +60,15 @@ def read_plan(folder: Folder) -> list[PlannedStage]:
         raise StorageFailed(f"{folder.at(PLAN)}: damaged, or of another version ({error})") from error
 
 
-def write_plan(folder: Folder, stages: Iterable[PlannedStage]) -> None:
-    """Add stages to the plan, or replace those of the same name, keeping what they took if the key is the same."""
-    plan = {stage.stage: stage for stage in _readable_plan(folder)}
-    before = dict(plan)
+def write_plan(folder: Folder, stages: Iterable[PlannedStage], *, whole_phases: Container[str] = ()) -> None:
+    """Add stages to the plan, or replace those of the same name, keeping what they took if the key is the same.
+
+    Of `whole_phases` these are all stages: others that the plan has of them will never run, and leave it.
+    """
+    stages = list(stages)
+    names = {stage.stage for stage in stages}
+    before = {stage.stage: stage for stage in _readable_plan(folder)}
+    plan = {name: stage for name, stage in before.items() if name in names or stage.phase not in whole_phases}
     for stage in stages:
         known = plan.get(stage.stage)
         if known is None or (known.key, known.chunks) != (stage.key, stage.chunks) or stage.seconds:
@@ -122,6 +127,6 @@ class Heartbeat:
     def end(self) -> None:
         """Nothing of this stage runs any more."""
         try:
-            self._folder.remove(RUNNING)
+            self._folder.delete([RUNNING])
         except StorageFailed as error:
             logger.warning("progress could not be removed: %s", error)

@@ -89,12 +89,12 @@ def _joined(name: str, stages: list[StageSummary]) -> StageSummary:
 
 
 def announce(stages: Iterable[Stage]) -> None:
-    """Write stages into the plan of their run before they begin, so that its status tells what is to come."""
+    """Write all stages of a phase into the plan of its run before they begin: its status tells what is to come."""
     planned: dict[Folder, list[PlannedStage]] = {}
     for stage in stages:
         planned.setdefault(stage.ledger.folder, []).append(stage.planned())
     for folder, all_of_it in planned.items():
-        write_plan(folder, all_of_it)
+        write_plan(folder, all_of_it, whole_phases={stage.phase for stage in all_of_it} - {""})
 
 
 def run_stage(stage: Stage, summary: Summary) -> None:

@@ -95,6 +95,7 @@ def test_chunks_measure_what_the_whole_measures(volumes, tmp_path: Path, kind: s
     scores = finish_measure(job)
     assert scores == measure.scores([measure.measured(BOX)])
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == json.loads(json.dumps(scores.as_json()))
+    assert json.loads((tmp_path / "out" / "progress" / "complete.json").read_text()) == {"key": job.key}
 
 
 def test_commands(volumes, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from models.segmentation.region_graph import region_graph
 from models.segmentation.watershed import watershed
 from models.segmentation.whole import merge_supervoxels
 
+SAMPLES = 1000
+"""Draws of a bootstrap."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -112,17 +115,24 @@ def scored(found: Terms, *, seed: int = 0) -> dict[str, tuple[float, Interval]]:
     return {name: (float(values[name][0]), intervals[name]) for name in intervals}
 
 
-def difference(first: Terms, second: Terms, *, seed: int = 0) -> dict[str, tuple[float, Interval]]:
-    """Each score of the first less that of the second, with its interval over the same objects for both."""
+def difference(first: Sequence[Terms], second: Sequence[Terms], *, seed: int = 0) -> dict[str, tuple[float, Interval]]:
+    """Each score of the first less that of the second, means over training seeds (an item of either side each).
 
-    def less(sums: Terms, name: str) -> NDArray[np.float64]:
-        return scores(sums[:, :6])[name] - scores(sums[:, 6:])[name]
+    The interval is over the objects, the same draw for both sides and all seeds, and over the seeds, drawn in pairs.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"expected as many seeds on both sides, got {len(first)} and {len(second)}")
+    both = np.hstack([*first, *second])
+    seeds = np.random.default_rng(seed).integers(len(first), size=(SAMPLES, len(first)))
 
-    both = np.hstack([first, second])
-    statistics = {name: lambda sums, name=name: less(sums, name) for name in ("voi", "rand")}
-    intervals = bootstrap(both, statistics, rng=np.random.default_rng(seed))
-    total = both.sum(0, keepdims=True)
-    return {name: (float(less(total, name)[0]), intervals[name]) for name in intervals}
+    def less(sums: Terms, name: str, drawn: NDArray[np.integer]) -> NDArray[np.float64]:
+        each = scores(sums.reshape(-1, 6))[name].reshape(len(sums), 2, -1)
+        return np.take_along_axis(each[:, 0] - each[:, 1], drawn, axis=1).mean(axis=1)
+
+    statistics = {name: lambda sums, name=name: less(sums, name, seeds) for name in ("voi", "rand")}
+    intervals = bootstrap(both, statistics, rng=np.random.default_rng(seed), samples=SAMPLES)
+    total, all_of_them = both.sum(0, keepdims=True), np.arange(len(first))[None]
+    return {name: (float(less(total, name, all_of_them)[0]), intervals[name]) for name in intervals}
 
 
 def verdict(found: tuple[float, Interval]) -> str:

@@ -21,6 +21,7 @@ from services.pipelines.segment import PHASES, create_arrays, run_phase, run_sta
 from services.pipelines.stage import Summary
 from services.run import Run
 from services.stages.skeletonize import SkeletonOptions
+from services.status import run_status
 from services.verify import verify
 
 SHAPE, CHUNK = (30, 44, 37), (16, 24, 20)
@@ -102,8 +103,12 @@ def test_skeletons_that_were_given_up_are_traced_again(run: Run) -> None:
     assert relabelled(with_skeletons(run, None)) == {}
     assert skeletons_in(run) == {}
     assert verify(run.out).damages == []
+    assert {stage.state for stage in run_status(run.out).stages if stage.stage != "predict"} == {"done"}
+    assert not any(stage.stage.startswith("skelet") for stage in run_status(run.out).stages)
     again = relabelled(run)
-    assert {"skeletonize", "skeletons_pass_1", "skeletons"} <= again.keys()
+    assert {"skeletonize", "skeletons_pass_1", "skeletons"} <= again.keys() & {
+        s.stage for s in run_status(run.out).stages
+    }
     assert all(again.values())
     assert skeletons_in(run) == traced
     assert verify(run.out).damages == []
