@@ -16,6 +16,9 @@ def mesh(
         float,
         typer.Option(metavar="NM", min=0, help="How far surfaces may move to save triangles, e.g. a voxel; 0: none."),
     ] = 0,
+    mesh_nm: Annotated[
+        float, typer.Option(metavar="NM", min=0, help="Begin with a pyramid level of voxels up to this; 0: the finest.")
+    ] = 0,
     levels: Annotated[int, typer.Option(help="Levels of detail at most, one per pyramid level.", min=1, max=12)] = 6,
     dust: Annotated[int, typer.Option(help="Segments below this many voxels are left out.", min=0)] = 1000,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default an embedded one.")] = None,
@@ -26,7 +29,8 @@ def mesh(
     from services.pipelines.meshes import prepare_meshes
     from services.stages.meshes import MeshOptions
 
-    job = prepare_meshes(segmentation, out, MeshOptions(dust_voxels=dust, max_error_nm=simplify, levels=levels))
+    options = MeshOptions(voxel_nm=mesh_nm, dust_voxels=dust, max_error_nm=simplify, levels=levels)
+    job = prepare_meshes(segmentation, out, options)
     with cluster(address):
         summary = run(job)
     print_summary(summary)

@@ -13,6 +13,7 @@ from services.pipelines.levels import checked_labels, label_levels
 from services.pipelines.skeletonize import regroup_stages
 from services.pipelines.stage import Stage, Summary, run_stage
 from services.stages.meshes import MeshJob, MeshOptions, manifests, plan_details, surface_chunks
+from services.stages.pyramid import level_of_voxels
 
 
 def prepare_meshes(segmentation: str, out: str, options: MeshOptions) -> MeshJob:
@@ -22,10 +23,11 @@ def prepare_meshes(segmentation: str, out: str, options: MeshOptions) -> MeshJob
     else.
     """
     folder, (volume, voxel_size) = Folder(out), checked_labels(segmentation)
-    shapes, factors = label_levels(volume, voxel_size, most=options.levels)
+    shapes, factors = label_levels(volume, voxel_size)
+    first = level_of_voxels(voxel_size, factors, options.voxel_nm)
     job = MeshJob(
         segmentation=volume.url,
-        details=plan_details(shapes, factors, options),
+        details=plan_details(shapes, factors, first, options),
         voxel_size_nm=voxel_size,
         offset_voxels=volume.info.offset_voxels,
         options=options,

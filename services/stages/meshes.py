@@ -1,8 +1,8 @@
 """Meshes of a segmentation of any size: surfaces chunk by chunk, then a manifest per segment.
 
-Every level of the segmentation's pyramid gives a level of detail; a chunk of cells (see `meshing`) is a cell of the
-stored format. Fragments are final when their chunk is done: the exchange brings them to the shard of their segment, and
-nothing is decoded there.
+Every level of the segmentation's pyramid, from the first that is wanted, gives a level of detail; a chunk of cells (see
+`meshing`) is a cell of the stored format. Fragments are final when their chunk is done: the exchange brings them to the
+shard of their segment, and nothing is decoded there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from infra.volumes import open_volume
 from models.errors import InvalidVolume
 from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
 from models.segmentation.region_graph import segment_sizes
+from services.stages.counting import voxels_of_segments
 from services.stages.meshing import Surface, surfaces, voxels_of
 
 _LARGEST_CHUNK = 512
@@ -32,15 +33,18 @@ _LARGEST_CHUNK = 512
 class MeshOptions(BaseModel):
     """How segments become meshes.
 
-    - `dust_voxels`: segments with fewer voxels in the whole volume have no mesh.
-    - `max_error_nm`: how far simplification may move the surface of the finest level, twice as far for each coarser
+    - `voxel_nm`: the finest detail is the pyramid's coarsest level whose voxels are at most this large along the axes
+      that it coarsens; 0 for the finest.
+    - `dust_voxels`: segments with fewer voxels of the finest level in the whole volume have no mesh.
+    - `max_error_nm`: how far simplification may move the surface of the finest detail, twice as far for each coarser
       one; 0 keeps every triangle, which takes a seventh of the time and about as many bytes.
     - `levels`: levels of detail at most, one per level of the segmentation's pyramid.
-    - `chunk_voxels`: extent of the chunks of the finest level, even.
+    - `chunk_voxels`: extent of the chunks of the finest detail, in its voxels, even.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    voxel_nm: float = Field(default=0.0, ge=0)
     dust_voxels: int = Field(default=1000, ge=0)
     max_error_nm: float = Field(default=0.0, ge=0)
     levels: int = Field(default=6, ge=1, le=12)
@@ -68,6 +72,16 @@ class Detail:
         """The chunks, in cells: one more along each axis than voxels."""
         z, y, x = self.shape
         return ChunkGrid(Box((0, 0, 0), (z + 1, y + 1, x + 1)), self.chunk_voxels)
+
+    def voxel_size_nm(self, finest: VoxelSize) -> VoxelSize:
+        """Extent of a voxel of this level."""
+        z, y, x = (size * f for size, f in zip(finest, self.factor, strict=True))
+        return z, y, x
+
+    def finest(self, box: Box, shape: Triple) -> Box:
+        """The voxels of a volume of this shape that lie in a box of the level's voxels."""
+        (z, y, x), (oz, oy, ox), (fz, fy, fx) = box.start, box.stop, self.factor
+        return Box((z * fz, y * fy, x * fx), (oz * fz, oy * fy, ox * fx)).intersection(Box((0, 0, 0), shape))
 
 
 @dataclass(frozen=True)
@@ -99,12 +113,15 @@ class MeshJob:
 
     @property
     def cells(self) -> CellGrid:
-        """Where the stored cells lie: from the centre of the voxel before the first, on every level."""
+        """Where the stored cells lie: from the centre of the voxel before the first, on every level.
+
+        `origin` is that of the finest level of the pyramid; those of coarser ones are moved from it.
+        """
         size = np.array(self.voxel_size_nm)
         origin = (np.array(self.offset_voxels) - 0.5) * size
         shifts = [tuple(((1 - np.array(detail.factor)) / 2 * size).tolist()) for detail in self.details]
         edges = [float(max(size * detail.factor)) for detail in self.details]
-        cell = size * self.options.chunk_voxels
+        cell = size * self.details[0].factor * self.options.chunk_voxels
         return CellGrid(tuple(origin.tolist()), tuple(cell.tolist()), tuple(shifts), tuple(edges))
 
     def ledger(self, stage: str) -> Ledger:
@@ -112,20 +129,21 @@ class MeshJob:
         return Ledger(Folder(self.ledgers), stage, self.key)
 
 
-def plan_details(shapes: list[Triple], factors: list[Triple], options: MeshOptions) -> tuple[Detail, ...]:
-    """The levels of detail for the levels of a pyramid, `factors` against the finest.
+def plan_details(shapes: list[Triple], factors: list[Triple], first: int, options: MeshOptions) -> tuple[Detail, ...]:
+    """The levels of detail for the levels of a pyramid from `first` on, `factors` against the finest of all.
 
     The cell of a level is twice that of the level before along every axis. Where the pyramid keeps a thick axis as it
     is, a chunk of that level has more voxels along it; levels end where that would be too many, where one chunk holds
     all, or with the pyramid. Raises `InvalidVolume` for levels that are not the halves of those before.
     """
     details: list[Detail] = []
-    for level, (shape, factor) in enumerate(zip(shapes, factors, strict=True)):
-        scale = 1 << level
-        if any(scale % f for f in factor):
+    for level in range(first, len(shapes)):
+        shape, factor, scale = shapes[level], factors[level], 1 << (level - first)
+        if any((base * scale) % f for f, base in zip(factor, factors[first], strict=True)):
             raise InvalidVolume(f"pyramid: expected halves of the level before, got level {level} of factor {factor}")
-        z, y, x = (c * scale // f for c, f in zip(options.chunk_voxels, factor, strict=True))
-        if level == options.levels or max(z, y, x) > _LARGEST_CHUNK:
+        chunks = zip(options.chunk_voxels, factor, factors[first], strict=True)
+        z, y, x = (c * base * scale // f for c, f, base in chunks)
+        if len(details) == options.levels or max(z, y, x) > _LARGEST_CHUNK:
             break
         details.append(Detail(level, shape, factor, (z, y, x)))
         if len(details[-1].grid) == 1:
@@ -138,22 +156,27 @@ def surface_chunks(job: MeshJob, number: int) -> ChunkFunction:
     detail, exchange = job.details[number], job.exchange
     volume, ledger, grid = open_volume(job.segmentation, level=detail.level), job.ledger(f"mesh_{number}"), detail.grid
     first = sum(len(finer.grid) for finer in job.details[:number])
-    z, y, x = (v * f for v, f in zip(job.voxel_size_nm, detail.factor, strict=True))
+    finest, voxel_nm = open_volume(job.segmentation), detail.voxel_size_nm(job.voxel_size_nm)
+    no_segments = np.empty(0, np.uint64), np.empty(0, np.int64)
     half = tuple(extent // 2 for extent in detail.chunk_voxels)
     error = job.options.max_error_nm * 2**number
+
+    def count(box: Box, labels: NDArray[np.integer]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        if detail.level == 0:
+            return segment_sizes(np.ascontiguousarray(labels).astype(np.uint64, copy=False))
+        return voxels_of_segments(finest, detail.finest(box, finest.info.shape), detail.chunk_voxels)
 
     def apply(chunk: Chunk) -> Report:
         box = voxels_of(chunk.box)
         labels = volume.read(box, fill=0)
-        found = surfaces(labels, (z, y, x), max_error_nm=error, cut=half if number else None)  # type: ignore[arg-type]
-        extent = np.array(detail.chunk_voxels) * (z, y, x)
+        found = surfaces(labels, voxel_nm, max_error_nm=error, cut=half if number else None)  # type: ignore[arg-type]
+        extent = np.array(detail.chunk_voxels) * voxel_nm
         packed = {
             segment: Fragment(number, chunk.index, encode_surface(*_in_cell(surface, extent))).packed()
             for segment, surface in found.items()
         }
-        # A chunk counts the voxels behind its cells, not the plane before them, and only the finest level counts.
-        own = labels[1:, 1:, 1:] if number == 0 else labels[:0]
-        ids, voxels = segment_sizes(np.ascontiguousarray(own).astype(np.uint64, copy=False))
+        # A chunk of the finest detail counts the voxels behind its cells, not the plane before them.
+        ids, voxels = count(chunk.box, labels[1:, 1:, 1:]) if number == 0 else no_segments
         counts = dict(zip(ids.tolist(), voxels.tolist(), strict=True))
         records = [Record(i, counts.get(i, 0), packed.get(i, b"")) for i in sorted(counts.keys() | packed.keys())]
         shards = job.sharding.shards(np.array([record.id for record in records], np.uint64))

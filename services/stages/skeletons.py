@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infra.chunk_map import ChunkFunction, Report
 from infra.exchange import Exchange, Record
@@ -24,10 +23,9 @@ from infra.ledger import Ledger
 from infra.objects import Folder
 from infra.shards import Sharding
 from infra.skeletons import PrecomputedSkeletons, Skeleton, decode_precomputed, encode_precomputed, to_swc
-from infra.volumes import Volume, open_volume
+from infra.volumes import open_volume
 from models.geometry import Box, Chunk, ChunkGrid, Triple, VoxelSize
-from models.segmentation.hierarchy import added_up
-from models.segmentation.region_graph import segment_sizes
+from services.stages.counting import voxels_of_segments
 from services.stages.skeletonize import SkeletonOptions, merge_fragments, overlap_box, possibly_large, skeletonize_chunk
 
 
@@ -105,7 +103,7 @@ def trace(job: SkeletonJob) -> ChunkFunction:
     volume = open_volume(job.segmentation, level=job.level)
 
     def apply(chunk: Chunk) -> Report:
-        ids, voxels = _counted(finest, ChunkGrid(job.finest(chunk.box), job.options.chunk_voxels))
+        ids, voxels = voxels_of_segments(finest, job.finest(chunk.box), job.options.chunk_voxels)
         box = overlap_box(chunk.box, job.traced)
         labels = volume.read(box)
         keep = possibly_large(labels, box, job.traced, ids[voxels >= job.options.dust_voxels])
@@ -124,13 +122,6 @@ def trace(job: SkeletonJob) -> ChunkFunction:
         return {"fragments": len(fragments)}
 
     return apply
-
-
-def _counted(volume: Volume, blocks: ChunkGrid) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Ids in a box, sorted, and their numbers of voxels; one block is in memory at a time."""
-    found = [segment_sizes(volume.read(block.box).astype(np.uint64, copy=False)) for block in blocks]
-    ids, voxels = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    return added_up(ids, voxels)
 
 
 def join(job: SkeletonJob) -> ChunkFunction:

@@ -44,10 +44,13 @@ def segmentation(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
-def meshes(segmentation: str, out: Path, rng: np.random.Generator, **options: object) -> dict[str, bytes]:
+def meshes(
+    segmentation: str, out: Path, rng: np.random.Generator, *, passes: bool = True, **options: object
+) -> dict[str, bytes]:
     settings = MeshOptions(**{"dust_voxels": 9, "chunk_voxels": (16, 16, 16), **options})
     done = run_stages(mesh_stages(prepare_meshes(segmentation, str(out), settings)), rng)
-    assert done[-2:] == ["meshes_pass_1", "meshes"]
+    assert ("meshes_pass_1" in done) is passes
+    assert done[-1] == "meshes"
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted((out / "precomputed").rglob("*")) if p.is_file()}
 
 
@@ -101,6 +104,30 @@ def test_coarser_levels_lie_at_the_same_place(level: int, finished: Path, tmp_pa
     np.testing.assert_allclose(middle, (CENTRE + np.array(OFFSET) * VOXEL)[::-1], atol=25)
 
 
+@pytest.mark.parametrize(("most_nm", "passes"), [(20, True), (40, False)])
+def test_the_finest_detail_may_be_a_coarser_level(
+    most_nm: float, passes: bool, segmentation: str, tmp_path: Path
+) -> None:
+    """Level 1 has voxels of 20 nm, level 2 of 40; a ball lies where it did, dust is counted in the finest voxels."""
+    found = meshes(segmentation, tmp_path / "dust", np.random.default_rng(2), voxel_nm=most_nm, passes=passes)
+    assert found == meshes(segmentation, tmp_path / "again", np.random.default_rng(3), voxel_nm=most_nm, passes=passes)
+    layer = layer_of(tmp_path / "dust", mesh="precomputed")
+    vertices, faces = welded(*read_mesh(layer, BALL, 0, tmp_path), tolerance=0.5)
+    assert open_edges(faces) == 0
+    assert len(faces) < 5500 * (20 / most_nm) ** 2  # of more than 6000 before
+    volume, _ = volume_and_area(vertices, faces)
+    assert volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.1)
+    middle = (vertices.min(0) + vertices.max(0)) / 2
+    np.testing.assert_allclose(middle, (CENTRE + np.array(OFFSET) * VOXEL)[::-1], atol=25)
+    sizes = {segment: int((scene() == segment).sum()) for segment in (BALL, SLAB, TOP, DUST)}
+    for limit, kept in ((sizes[TOP], [SLAB, BALL, TOP]), (sizes[TOP] + 1, [SLAB, BALL])):
+        out = tmp_path / str(limit)
+        meshes(segmentation, out, np.random.default_rng(4), voxel_nm=most_nm, dust_voxels=limit, passes=passes)
+        folder = Folder(str(out / "precomputed"))
+        sharding = Sharding.of(folder.read_json("info")["sharding"], folder.url)
+        assert sorted(ShardedObjects(folder, sharding).ids()) == kept
+
+
 def test_bytes_do_not_depend_on_the_order(segmentation: str, finished: Path, tmp_path: Path) -> None:
     again = meshes(segmentation, tmp_path, np.random.default_rng(5), max_error_nm=0)
     assert again == {
@@ -117,12 +144,18 @@ def test_dust_has_no_mesh(finished: Path) -> None:
 def test_levels_follow_the_pyramid() -> None:
     shapes = [(64, 512, 512), (64, 256, 256), (64, 128, 128), (32, 64, 64)]
     factors = [(1, 1, 1), (1, 2, 2), (1, 4, 4), (2, 8, 8)]
-    details = plan_details(shapes, factors, MeshOptions(chunk_voxels=(64, 64, 64)))
+    details = plan_details(shapes, factors, 0, MeshOptions(chunk_voxels=(64, 64, 64)))
     assert [detail.chunk_voxels for detail in details] == [(64, 64, 64), (128, 64, 64), (256, 64, 64), (256, 64, 64)]
-    assert len(plan_details(shapes, factors, MeshOptions(chunk_voxels=(64, 64, 64), levels=2))) == 2
-    assert len(plan_details(shapes, factors, MeshOptions(chunk_voxels=(256, 512, 512)))) == 2
+    assert len(plan_details(shapes, factors, 0, MeshOptions(chunk_voxels=(64, 64, 64), levels=2))) == 2
+    assert len(plan_details(shapes, factors, 0, MeshOptions(chunk_voxels=(256, 512, 512)))) == 2
+    later = plan_details(shapes, factors, 1, MeshOptions(chunk_voxels=(64, 64, 64)))
+    assert [(detail.level, detail.chunk_voxels) for detail in later] == [
+        (1, (64, 64, 64)),
+        (2, (128, 64, 64)),
+        (3, (128, 64, 64)),
+    ]
     with pytest.raises(InvalidVolume, match="halves"):
-        plan_details(shapes[:2], [(1, 1, 1), (1, 3, 3)], MeshOptions())
+        plan_details(shapes[:2], [(1, 1, 1), (1, 3, 3)], 0, MeshOptions())
     with pytest.raises(ValueError, match="even extents"):
         MeshOptions(chunk_voxels=(63, 64, 64))
 
